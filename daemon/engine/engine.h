@@ -1,0 +1,134 @@
+/* The engine: models, sequences and steps.
+ *
+ * A model is a GGUF file's weights, repacked into memory, with its tokenizer; immutable once
+ * loaded. A sequence is one text's place in one model: its KV pages and its length. A step advances
+ * many sequences of one model at once: ragged rows, no padding, each weight matrix passed over
+ * exactly once. A step is cut at layer boundaries (begin, slice..., end), so that its caller can
+ * turn to something else between slices.
+ *
+ * Hides: architectures, layouts, the KV pool's pages, the compute team. Knows nobody above it.
+ * Threads: model_load() on any thread. Engine, sequences and steps belong to the engine thread.
+ * model_info() and model_tokenizer(): any thread while the model lives. */
+#ifndef HEARTH_ENGINE_ENGINE_H
+#define HEARTH_ENGINE_ENGINE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/engine/gguf.h"
+#include "daemon/engine/kernels.h"
+#include "daemon/engine/tokenizer.h"
+
+struct engine;
+struct model;
+struct sequence;
+
+/* Most columns (tokens) and rows (sequences) of one step; longer prompts take several steps. */
+#define ENGINE_MAX_COLUMNS 512u
+#define ENGINE_MAX_ROWS    512u
+
+struct engine_options {
+    const struct kernel_table *kernels;
+    uint32_t threads;        /* compute team, the engine thread included; 1: alone */
+    uint64_t kv_budget_bytes; /* all KV pages of all models together */
+    bool kv_f32;             /* reference runs; else F16 */
+};
+
+int engine_new(const struct engine_options *options, struct engine **ret_engine,
+               struct fault *ret_fault);
+struct engine *engine_free(struct engine *engine);
+const struct kernel_table *engine_kernels(const struct engine *engine);
+
+/* ---- models ---- */
+
+/* Shared with whoever shows progress; the loader's thread writes, any thread reads and cancels. */
+struct model_progress {
+    _Atomic uint64_t done_bytes;  /* of the file's tensor data */
+    _Atomic uint64_t total_bytes; /* known after the header */
+    _Atomic bool cancel;          /* asks the load to end with -ECANCELED, between tensors' pieces */
+    /* Called now and then by the loading thread between pieces of work (pacing); may be NULL. */
+    void (*pause)(void *userdata);
+    void *pause_userdata;
+};
+
+struct model_load_options {
+    const struct kernel_table *kernels;
+    uint32_t context_tokens; /* 0: the model's own */
+};
+
+struct model_info {
+    char architecture[32];
+    char name[128];       /* general.name, cleaned for display */
+    char types[64];       /* types of the matrices by bytes: "Q4_K Q6_K F32" */
+    uint32_t n_vocab, n_embd, n_layers, n_heads, n_kv_heads, head_dim, n_ff;
+    uint32_t context_tokens;
+    uint64_t n_params;
+    uint64_t weight_bytes;   /* memory of packed weights */
+    uint64_t other_bytes;    /* tokenizer, tables */
+    uint64_t kv_token_bytes; /* F16 KV of one position */
+    uint64_t header_hash;
+};
+
+/* Reads and packs a whole model. -EBADMSG (malformed file), -ENOTSUP (architecture, type or
+ * tokenizer that is not supported, named), -EIO, -ENOMEM, -ECANCELED. */
+int model_load(const struct gguf_source *source, const struct model_load_options *options,
+               struct model_progress *progress, struct model **ret_model, struct fault *ret_fault);
+struct model *model_free(struct model *model);
+const struct model_info *model_info(const struct model *model);
+const struct tokenizer *model_tokenizer(const struct model *model);
+
+/* ---- sequences ---- */
+
+/* A new, empty sequence with KV pages reserved for `reserve_tokens` positions (capped at the
+ * context). -EAGAIN: not now, pages are out; -ENOSPC: the whole budget would not do; -ENOMEM. */
+int sequence_new(struct engine *engine, struct model *model, uint32_t reserve_tokens,
+                 struct sequence **ret_sequence);
+/* Gives the pages back. Returns NULL. */
+struct sequence *sequence_free(struct sequence *sequence);
+/* Positions stored so far. */
+uint32_t sequence_length(const struct sequence *sequence);
+
+struct engine_kv_stats {
+    uint64_t budget_bytes, used_bytes; /* used: reserved by sequences */
+    uint64_t sequences;
+};
+void engine_kv_stats(const struct engine *engine, struct engine_kv_stats *ret_stats);
+
+/* ---- steps ---- */
+
+enum row_wants {
+    ROW_NOTHING, /* a prompt's middle chunk */
+    ROW_LOGITS,  /* logits after the row's last token */
+    ROW_POOLED,  /* the mean of all the sequence's normalised hidden states so far, L2-normalised */
+};
+
+struct step_row {
+    struct sequence *sequence; /* each at most once a step */
+    const int32_t *tokens;     /* valid until engine_step_end() */
+    uint32_t n_tokens;         /* >= 1 */
+    enum row_wants wants;
+    /* Set by engine_step_end(): n_vocab logits (may be changed by the sampler) or n_embd floats,
+     * valid until the model's next step; NULL for ROW_NOTHING. */
+    float *ret_values;
+};
+
+/* Begins a step of one model. At most one step a model is open; steps of different models may be
+ * open at once. -EINVAL: a token outside the vocabulary, a sequence of another model, one that
+ * would outgrow its reservation, more than ENGINE_MAX_COLUMNS columns; nothing has changed then. */
+int engine_step_begin(struct engine *engine, struct model *model, struct step_row *rows,
+                      uint32_t n_rows);
+/* Computes the next slice (a layer, at last the output): 1 when there is more, 0 when done. */
+int engine_step_slice(struct engine *engine, struct model *model);
+/* Ends it: sequences have grown by their rows, ret_values are set. */
+void engine_step_end(struct engine *engine, struct model *model);
+
+struct engine_step_stats {
+    uint64_t steps, columns, rows;
+    uint64_t weight_passes;  /* matrices passed over: equals matrices x steps */
+    uint64_t padded_columns; /* columns computed and thrown away by kernels */
+};
+void model_step_stats(const struct model *model, struct engine_step_stats *ret_stats);
+
+#endif

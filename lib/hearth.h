@@ -1,0 +1,249 @@
+/* libhearth: talk to the local inference daemon.
+ *
+ * A connection (`struct hearth`) carries many requests at once; each has an id and a callback that
+ * receives its replies in order: any number of HEARTH_TOKENS and HEARTH_ITEM, then exactly one
+ * HEARTH_DONE or HEARTH_ERROR, after which the id is free. A connection belongs to one thread.
+ * A pool (`struct hearth_pool`) shares connections between threads.
+ *
+ * Functions return 0 or more on success and a negative errno on failure; the sentence that explains
+ * the last failure of a connection is hearth_message(). The daemon's own refusals arrive as
+ * HEARTH_ERROR with a code word and a sentence. Option structs begin with their size: set
+ * `.size = sizeof(...)` (or use the *_INIT macros), so that later versions can add fields.
+ *
+ * The library keeps no global state, installs no signal handlers and writes no output.
+ *
+ * Hides: sockets, frames, partial reads and writes, credit bookkeeping. */
+#ifndef HEARTH_H
+#define HEARTH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct hearth;      /* one connection */
+struct hearth_pool; /* connections shared between threads */
+
+/* ---- where the daemon listens ---- */
+
+/* Longest socket path, terminator included. */
+#define HEARTH_PATH_BYTES 108
+
+/* Writes the main socket's path: `explicit_path` if not NULL, else $HEARTH_SOCKET, else
+ * $XDG_RUNTIME_DIR/hearth/hearth.sock, else /run/hearth/hearth.sock; the next is tried only where a
+ * path does not exist. -ENAMETOOLONG. */
+int hearth_socket_path(const char *explicit_path, char ret_path[HEARTH_PATH_BYTES]);
+/* Writes the status socket's path that belongs to a main socket: DIR/hearth.sock has
+ * DIR/daemon/status.sock, any other PATH has PATH.status. A look at it never starts the daemon. */
+int hearth_status_path(const char *socket_path, char ret_path[HEARTH_PATH_BYTES]);
+
+/* ---- one connection ---- */
+
+struct hearth_options {
+    size_t size;
+    const char *socket_path;     /* as hearth_socket_path(); NULL: the default search */
+    bool status_socket;          /* connect to the status socket that belongs to it */
+    const char *client_name;     /* shown in the daemon's status; NULL: none */
+    uint64_t connect_timeout_us; /* for connect and hello together; 0: 15 s */
+};
+#define HEARTH_OPTIONS_INIT {.size = sizeof(struct hearth_options)}
+
+/* Connects and exchanges hellos (blocking, bounded by the timeout).
+ * -ENOENT / -ECONNREFUSED: no daemon there; -ETIMEDOUT; -EPROTO: not a hearth socket; -EACCES.
+ * On failure a sentence is written to `ret_message` (may be NULL). */
+#define HEARTH_MESSAGE_BYTES 320
+int hearth_connect(const struct hearth_options *options, struct hearth **ret_hearth,
+                   char ret_message[HEARTH_MESSAGE_BYTES]);
+/* Closes; live requests are cancelled in the daemon and their callbacks are not called again.
+ * Returns NULL. */
+struct hearth *hearth_free(struct hearth *h);
+
+int hearth_fd(const struct hearth *h);
+/* The poll(2) events wanted now: POLLIN, and POLLOUT while requests wait to be sent. */
+short hearth_events(const struct hearth *h);
+/* Sends what can be sent and handles what has arrived, without blocking; callbacks run inside.
+ * Returns the number of replies handled, or a negative errno once the connection is lost
+ * (-ECONNRESET, -EPROTO); each live request has then had its HEARTH_ERROR ("internal" code,
+ * `lost` set). */
+int hearth_dispatch(struct hearth *h);
+/* Waits at most timeout_us (UINT64_MAX: for ever) for something to handle, then dispatches.
+ * 0 on timeout; -EINTR when a signal came. */
+int hearth_wait(struct hearth *h, uint64_t timeout_us);
+/* Dispatches until the request `id` has ended; -EINTR, -ETIMEDOUT, or the connection's loss. */
+int hearth_finish(struct hearth *h, uint64_t id, uint64_t timeout_us);
+/* Live requests. */
+size_t hearth_in_flight(const struct hearth *h);
+/* True once the daemon sent `goaway`: running requests finish, new ones get -ESHUTDOWN. */
+bool hearth_going_away(const struct hearth *h);
+const char *hearth_message(const struct hearth *h);
+/* From the daemon's hello. */
+const char *hearth_daemon_version(const struct hearth *h);
+int64_t hearth_daemon_pid(const struct hearth *h);
+/* Requests sent on this connection so far. */
+uint64_t hearth_requests_sent(const struct hearth *h);
+
+/* ---- replies ---- */
+
+enum hearth_reply_kind {
+    HEARTH_TOKENS, /* text of a stream */
+    HEARTH_ITEM,   /* a list entry, a vector, progress, an event */
+    HEARTH_DONE,   /* the request's end */
+    HEARTH_ERROR,  /* the request's other end */
+};
+
+/* Pointers are valid during the callback only; text is also terminated by a NUL byte that `_bytes`
+ * does not count. What a reply does not carry is NULL or 0. */
+struct hearth_reply {
+    enum hearth_reply_kind kind;
+    uint64_t id;
+    const char *text;
+    size_t text_bytes;
+    const int32_t *ids; /* tokenize */
+    size_t n_ids;
+    const float *vector; /* embed */
+    size_t n_vector;
+    /* done */
+    const char *reason; /* stop, length, context, cancelled */
+    uint64_t prompt_tokens, completion_tokens;
+    uint64_t queued_us, load_us, prefill_us, decode_us;
+    uint64_t seed;
+    bool has_seed;
+    const char *variant; /* kernel variant that computed it */
+    /* error */
+    const char *code; /* a word of docs/protocol.md, "Error codes" */
+    const char *sentence;
+    const char *option;      /* the option it is about */
+    uint64_t retry_after_us; /* busy */
+    bool lost;               /* the connection broke: nobody said how the request ended */
+    /* item */
+    const char *model;
+    const char *state;
+    uint64_t done_bytes, total_bytes, memory_bytes;
+    bool preload, pinned;
+    uint64_t keep_alive_us, holds;
+    const char *info;  /* flat `key value` lines */
+    const char *stats; /* flat `key value` lines */
+    const char *version;
+    uint64_t lost_events;
+};
+
+typedef void (*hearth_reply_fn)(void *userdata, const struct hearth_reply *reply);
+
+/* ---- requests: queue, send what can be sent, return the id in *ret_id (may be NULL) ----
+ * -ESHUTDOWN after goaway, -EMSGSIZE beyond the daemon's frame limit, -EINVAL, -ENOMEM. */
+
+struct hearth_message_part {
+    const char *role; /* system, user, assistant */
+    const char *content;
+};
+
+struct hearth_generate {
+    size_t size;
+    const char *model; /* NULL: the daemon's default */
+    const char *prompt;
+    size_t prompt_bytes; /* 0 with a prompt: strlen */
+    const int32_t *ids;  /* in place of a prompt */
+    size_t n_ids;
+    const struct hearth_message_part *messages; /* hearth_chat */
+    size_t n_messages;
+    bool no_stream;       /* text in one frame at the end */
+    uint64_t credit;      /* initial bytes; 0: the daemon's. With manual_credit the caller adds */
+    bool manual_credit;   /* the library does not grant credit as text arrives */
+    uint64_t max_tokens;  /* HEARTH_GENERATE_INIT: 256 */
+    float temperature;    /* 0.8; 0: greedy */
+    uint32_t top_k;       /* 40; 0: off */
+    float top_p;          /* 0.95; 1: off */
+    float min_p;          /* 0.05; 0: off */
+    float repeat_penalty; /* 1.0: off; over the last 64 tokens */
+    uint64_t seed;
+    bool has_seed; /* else the daemon chooses one and reports it */
+    const char *const *stops;
+    size_t n_stops;
+    bool ignore_eos;
+    uint64_t deadline_us; /* 0: none; from the daemon's receipt */
+    bool batch_priority;
+    uint64_t skip_bytes;
+    const void *fingerprint;
+    size_t fingerprint_bytes;
+    uint64_t keep_alive_us; /* 0: the model's own */
+};
+#define HEARTH_GENERATE_INIT                                                                    \
+    {.size = sizeof(struct hearth_generate), .max_tokens = 256, .temperature = 0.8f,            \
+     .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1.0f}
+
+int hearth_complete(struct hearth *h, const struct hearth_generate *request, hearth_reply_fn fn,
+                    void *userdata, uint64_t *ret_id);
+int hearth_chat(struct hearth *h, const struct hearth_generate *request, hearth_reply_fn fn,
+                void *userdata, uint64_t *ret_id);
+int hearth_embed(struct hearth *h, const struct hearth_generate *request, hearth_reply_fn fn,
+                 void *userdata, uint64_t *ret_id);
+int hearth_tokenize(struct hearth *h, const char *model, const char *text, size_t text_bytes,
+                    hearth_reply_fn fn, void *userdata, uint64_t *ret_id);
+/* One item a model (all fields of "item"); `model` NULL: all. */
+int hearth_models(struct hearth *h, const char *model, hearth_reply_fn fn, void *userdata,
+                  uint64_t *ret_id);
+/* Loads in the background; `wait`: progress items until it is over. */
+int hearth_warm(struct hearth *h, const char *model, bool wait, hearth_reply_fn fn, void *userdata,
+                uint64_t *ret_id);
+int hearth_unload(struct hearth *h, const char *model, hearth_reply_fn fn, void *userdata,
+                  uint64_t *ret_id);
+/* One item: state word, version, info lines. */
+int hearth_status(struct hearth *h, hearth_reply_fn fn, void *userdata, uint64_t *ret_id);
+/* One item whose text is a section: "prometheus", "pool", "batcher", "streaming", "loader", or a
+ * metric's name. NULL: all flat sections, one item each. */
+int hearth_metrics(struct hearth *h, const char *section, hearth_reply_fn fn, void *userdata,
+                   uint64_t *ret_id);
+int hearth_null(struct hearth *h, hearth_reply_fn fn, void *userdata, uint64_t *ret_id);
+int hearth_ping(struct hearth *h, hearth_reply_fn fn, void *userdata, uint64_t *ret_id);
+
+/* Asks the daemon to stop the request; its end still comes (done, reason "cancelled"). */
+int hearth_cancel(struct hearth *h, uint64_t id);
+/* Lets the stream send `bytes` more (manual_credit). */
+int hearth_credit(struct hearth *h, uint64_t id, uint64_t bytes);
+
+/* ---- pool ---- */
+
+struct hearth_pool_options {
+    size_t size;
+    struct hearth_options connection;
+    uint32_t min_connections; /* kept open when idle; 0 */
+    uint32_t max_connections; /* 16 */
+    uint64_t idle_timeout_us; /* 5 min */
+    uint64_t max_age_us;      /* 10 min */
+    uint64_t health_every_us; /* 30 s */
+};
+#define HEARTH_POOL_OPTIONS_INIT                                                                \
+    {.size = sizeof(struct hearth_pool_options),                                                \
+     .connection = HEARTH_OPTIONS_INIT, .max_connections = 16,                                  \
+     .idle_timeout_us = 300000000, .max_age_us = 600000000, .health_every_us = 30000000}
+
+struct hearth_pool_stats {
+    size_t size_of; /* sizeof(struct hearth_pool_stats), set by the caller */
+    uint64_t created, reused, failed, closed_idle, closed_broken, waits, timeouts;
+    uint64_t acquired;        /* acquisitions that succeeded */
+    uint32_t open, idle, busy; /* now */
+    uint64_t health_passed, health_failed, closed_aged;
+};
+
+/* Opens min_connections. Thread-safe, all of it. */
+int hearth_pool_new(const struct hearth_pool_options *options, struct hearth_pool **ret_pool);
+/* Waits for connections in use to come back? No: they must have been released. Returns NULL. */
+struct hearth_pool *hearth_pool_free(struct hearth_pool *pool);
+/* A connection for this thread alone until it is released. Waits at most timeout_us when all are
+ * out: -ETIMEDOUT. Connection errors as hearth_connect(). */
+int hearth_pool_acquire(struct hearth_pool *pool, uint64_t timeout_us, struct hearth **ret_hearth);
+/* Gives it back; one with live requests, a loss or a goaway is closed instead. */
+void hearth_pool_release(struct hearth_pool *pool, struct hearth *h);
+/* Closes what has been idle too long, keeps the minimum; call it now and then (acquire and release
+ * do so as well). */
+void hearth_pool_maintain(struct hearth_pool *pool);
+void hearth_pool_get_stats(struct hearth_pool *pool, struct hearth_pool_stats *ret_stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
