@@ -156,13 +156,15 @@ struct wire_reader {
 };
 
 /* A growing output buffer. Zero-initialise; wire_buffer_done() gives the memory back. `failed` is
- * sticky: after a failed allocation every append does nothing and wire_end() returns -ENOMEM. */
+ * sticky: after a failed allocation every append does nothing and wire_end() returns -ENOMEM. A
+ * frame that wire_end() refuses is taken out again; the frames before it stay. */
 struct wire_buffer {
     uint8_t *data;
     size_t len;
     size_t capacity;
     size_t frame_at; /* offset of the frame being written */
     bool failed;
+    bool oversize; /* the frame being written has an option beyond 4 GiB */
 };
 
 /* The code's word ("bad-frame"), and the code of a word (-EINVAL if it is none). */
