@@ -26,7 +26,7 @@ struct model;
 struct sequence;
 
 /* Most columns (tokens) and rows (sequences) of one step; longer prompts take several steps. */
-#define ENGINE_MAX_COLUMNS 512u
+#define ENGINE_MAX_COLUMNS 1024u
 #define ENGINE_MAX_ROWS    512u
 
 struct engine_options {
