@@ -29,11 +29,15 @@ enum gguf_type {
     GGUF_BF16 = 30,
 };
 
-/* Bounds of a header: generous for real files (the largest vocabularies have 300,000 entries). */
-#define GGUF_MAX_HEADER_BYTES (256u << 20)
-#define GGUF_MAX_KEYS         65536u
-#define GGUF_MAX_TENSORS      65536u
-#define GGUF_MAX_NAME_BYTES   256u
+/* Bounds of a header, generous for real files: the largest vocabularies have 300,000 entries and
+ * 500,000 merges, which makes headers of 10 to 20 MB. */
+#define GGUF_MAX_HEADER_BYTES   (64u << 20)
+#define GGUF_MAX_KEYS           65536u
+#define GGUF_MAX_TENSORS        65536u
+#define GGUF_MAX_KEY_BYTES      65535u
+#define GGUF_MAX_NAME_BYTES     256u
+#define GGUF_MAX_STRING_BYTES   (4u << 20)
+#define GGUF_MAX_ARRAY_ELEMENTS (1u << 22)
 
 /* Where the bytes come from: a descriptor (not owned) or memory. */
 struct gguf_source {
@@ -49,21 +53,24 @@ struct gguf_string {
 
 struct gguf_tensor {
     struct gguf_string name;
-    uint32_t n_dims;   /* 1..4 */
-    uint64_t dims[4];  /* innermost first; unused ones are 1 */
+    uint32_t n_dims;     /* 1..4 */
+    uint64_t dims[4];    /* innermost first; unused ones are 1 */
     enum gguf_type type; /* as in the file: may be a number outside the enum */
-    uint64_t offset;   /* absolute in the source */
-    uint64_t bytes;    /* 0 for a type whose size is not known */
+    uint64_t offset;     /* absolute in the source */
+    uint64_t bytes;      /* 0 for a type whose size is not known */
 };
 
 struct gguf;
 
-/* -EBADMSG with a sentence for anything malformed; -EIO, -ENOMEM. Reads the header only. */
+/* -EBADMSG with a sentence for anything malformed; -EIO, -ENOMEM. Reads the header only. A tensor
+ * of an unknown type is no error here: it keeps its number, and whoever wants it refuses. Strings
+ * are kept as bytes, whatever their encoding. A descriptor must stay open for gguf_read(). */
 int gguf_open(const struct gguf_source *source, struct gguf **ret_gguf, struct fault *ret_fault);
 struct gguf *gguf_free(struct gguf *gguf);
 
-/* Keys: -ENOENT when absent, -EBADMSG (with a sentence naming key and type) when of another type or
- * out of range. Integers are accepted in any width that holds the value. */
+/* Keys: -ENOENT when absent, -EBADMSG when of another type or out of range; both with a sentence
+ * that names the key. Integers are accepted in any width that holds the value, floats as f32 or f64
+ * and finite, a bool as 0 or 1. */
 int gguf_get_u32(const struct gguf *gguf, const char *key, uint32_t *ret, struct fault *ret_fault);
 int gguf_get_f32(const struct gguf *gguf, const char *key, float *ret, struct fault *ret_fault);
 int gguf_get_bool(const struct gguf *gguf, const char *key, bool *ret, struct fault *ret_fault);
@@ -74,7 +81,8 @@ int gguf_get_array(const struct gguf *gguf, const char *key, uint64_t *ret_n,
                    struct fault *ret_fault);
 int gguf_array_string(const struct gguf *gguf, const char *key, uint64_t index,
                       struct gguf_string *ret);
-/* Whole arrays of strings, f32 or integers at once (malloc'd, the caller frees). */
+/* Whole arrays of strings, floats (no NaN) or integers at once (malloc'd, the caller frees; never
+ * NULL on success, even when empty). The strings themselves live as long as the gguf. */
 int gguf_get_strings(const struct gguf *gguf, const char *key, struct gguf_string **ret,
                      uint64_t *ret_n, struct fault *ret_fault);
 int gguf_get_f32s(const struct gguf *gguf, const char *key, float **ret, uint64_t *ret_n,
@@ -95,7 +103,7 @@ int gguf_read(const struct gguf *gguf, const struct gguf_tensor *tensor, uint64_
 /* Bytes of one row of `cols` elements; 0 when the type is unknown or cols is no multiple of its
  * block. */
 uint64_t gguf_row_bytes(enum gguf_type type, uint64_t cols);
-/* "Q4_K", or NULL. */
+/* "Q4_K", also for types that nothing here computes ("Q5_0"); NULL for numbers without a name. */
 const char *gguf_type_name(enum gguf_type type);
 /* 64-bit hash of the header's bytes: part of a model's fingerprint. */
 uint64_t gguf_header_hash(const struct gguf *gguf);
