@@ -1,8 +1,8 @@
 /* Configuration: everything an administrator can set, with defaults and bounds.
  *
- * One table (config.c) gives each key its place, kind, default, bounds and sentence; the YAML
- * parser, `hearthd --check`, the error for an unknown key (with the nearest known one) and
- * docs/configuration.md come from it.
+ * One table (config_table.c) gives each key its place, kind, default, bounds and sentence; the YAML
+ * parser (config_yaml.c), `hearthd --check`, the error for an unknown key (with the nearest known
+ * one) and docs/configuration.md come from it.
  *
  * Hides: libyaml, units, key names. Thread: read-only after loading. */
 #ifndef HEARTH_DAEMON_CONFIG_H
@@ -37,9 +37,17 @@ struct config_model {
     char **needs;           /* NULL-terminated */
 };
 
+/* Bounds on what a file may hold. */
+#define CONFIG_FILE_BYTES  ((size_t)1 << 20)
+#define CONFIG_VALUE_BYTES 4096u
+#define CONFIG_MAX_LIST    64u
+#define CONFIG_MAX_MODELS  1024u
+
 struct config {
     char *default_model;
-    char **models_dirs; /* NULL-terminated */
+    char **models_dirs; /* NULL-terminated; the first that has a name wins */
+    size_t n_flag_dirs; /* how many of them came from config_add_models_dir() */
+    bool dirs_given;    /* false: the rest of them are the defaults */
     char *state_dir;
     struct config_size memory_budget; /* of RAM or the cgroup's limit */
     uint64_t idle_exit_us, drain_timeout_us;
@@ -74,7 +82,7 @@ struct config {
     struct {
         uint32_t threads; /* 0: the CPUs allowed */
         enum config_kv kv;
-        struct config_size kv_budget; /* of memory_budget */
+        struct config_size kv_budget;  /* of memory_budget */
         struct config_size kv_per_uid; /* of kv_budget */
         uint64_t chunk_target_us;
         bool prefix_cache;
@@ -87,13 +95,15 @@ struct config {
 /* The defaults (state_dir and models_dirs from the environment). */
 int config_new(struct config **ret_config);
 struct config *config_free(struct config *config);
-/* Reads a YAML file into it. Errors: "FILE:LINE: KEY: what was expected". -EINVAL, -ENOENT, -EIO,
- * -ENOMEM. */
+/* Reads a YAML file into it. Errors: "FILE:LINE: KEY: expected ...". -EINVAL for what is in the
+ * file, -EFBIG beyond CONFIG_FILE_BYTES, else the errno of opening or reading it, -ENOMEM. After a
+ * failure some keys are read and some are not: the configuration is good for config_free() alone.
+ */
 int config_load(struct config *config, const char *path, struct fault *ret_fault);
 /* Checks what belongs together (cycles of `needs`, min_batch <= max_batch). */
 int config_check(const struct config *config, struct fault *ret_fault);
-/* Appends a directory in front of the configured ones' order: the flags --models, in their order;
- * the first call drops the defaults. */
+/* Puts a directory behind those given so far by this function and before the file's: the flags
+ * --models, in their order, after config_load(). The first call drops the defaults. */
 int config_add_models_dir(struct config *config, const char *path);
 int config_set_state_dir(struct config *config, const char *path);
 const struct config_model *config_find_model(const struct config *config, const char *name);
