@@ -10,7 +10,13 @@
  * HEARTH_ERROR with a code word and a sentence. Option structs begin with their size: set
  * `.size = sizeof(...)` (or use the *_INIT macros), so that later versions can add fields.
  *
- * The library keeps no global state, installs no signal handlers and writes no output.
+ * Inside a callback a program may start requests, cancel, grant credit and free the connection; it
+ * must not dispatch, wait or finish on the same connection (-EBUSY). A connection freed in one of
+ * its own callbacks ends when that dispatch returns, and no further callback runs.
+ *
+ * The library keeps no global state, installs no signal handlers, raises no SIGPIPE and writes no
+ * output. What a daemon sends is not trusted: frames beyond 64 MiB, lengths that do not fit and
+ * values of the wrong size end the connection with -EPROTO; what is unknown is skipped.
  *
  * Hides: sockets, frames, partial reads and writes, credit bookkeeping. */
 #ifndef HEARTH_H
@@ -33,12 +39,26 @@ struct hearth_pool; /* connections shared between threads */
 #define HEARTH_PATH_BYTES 108
 
 /* Writes the main socket's path: `explicit_path` if not NULL, else $HEARTH_SOCKET, else
- * $XDG_RUNTIME_DIR/hearth/hearth.sock, else /run/hearth/hearth.sock; the next is tried only where a
- * path does not exist. -ENAMETOOLONG. */
+ * $XDG_RUNTIME_DIR/hearth/hearth.sock where that exists, else /run/hearth/hearth.sock. A path that
+ * somebody named (the argument, the variable) is taken as it is. -ENAMETOOLONG. */
 int hearth_socket_path(const char *explicit_path, char ret_path[HEARTH_PATH_BYTES]);
 /* Writes the status socket's path that belongs to a main socket: DIR/hearth.sock has
  * DIR/daemon/status.sock, any other PATH has PATH.status. A look at it never starts the daemon. */
 int hearth_status_path(const char *socket_path, char ret_path[HEARTH_PATH_BYTES]);
+
+/* Longest path of the list of model names, terminator included. */
+#define HEARTH_LIST_PATH_BYTES 4096
+/* Writes the path of the list in which a daemon keeps its models' names for the time when it does
+ * not run: /run/hearth/hearth.sock has /var/lib/hearth/models.list, any other DIR/hearth.sock has
+ * $XDG_STATE_HOME/hearth/models.list, any other PATH has PATH.models. -ENAMETOOLONG; -ENOENT where
+ * neither $XDG_STATE_HOME nor $HOME is set. */
+int hearth_list_path(const char *socket_path, char ret_path[HEARTH_LIST_PATH_BYTES]);
+typedef void (*hearth_name_fn)(void *userdata, const char *name);
+/* Calls `fn` with every name of that list, in the list's order; lines that are no model name are
+ * skipped. Returns the number of names (0 where there is no list) or a negative errno. */
+int hearth_list_names(const char *socket_path, hearth_name_fn fn, void *userdata);
+/* Whether `name` may be a model's name: `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`. */
+bool hearth_model_name_valid(const char *name);
 
 /* ---- one connection ---- */
 
@@ -52,7 +72,9 @@ struct hearth_options {
 #define HEARTH_OPTIONS_INIT {.size = sizeof(struct hearth_options)}
 
 /* Connects and exchanges hellos (blocking, bounded by the timeout).
- * -ENOENT / -ECONNREFUSED: no daemon there; -ETIMEDOUT; -EPROTO: not a hearth socket; -EACCES.
+ * -ENOENT / -ECONNREFUSED: no daemon there; -ETIMEDOUT; -EPROTO: not a hearth socket; -EACCES;
+ * -ECONNRESET: closed before its hello; -EBUSY: the daemon refused the connection; -ESHUTDOWN: it
+ * is going away; -EINTR when a signal came.
  * On failure a sentence is written to `ret_message` (may be NULL). */
 #define HEARTH_MESSAGE_BYTES 320
 int hearth_connect(const struct hearth_options *options, struct hearth **ret_hearth,
@@ -67,12 +89,14 @@ short hearth_events(const struct hearth *h);
 /* Sends what can be sent and handles what has arrived, without blocking; callbacks run inside.
  * Returns the number of replies handled, or a negative errno once the connection is lost
  * (-ECONNRESET, -EPROTO); each live request has then had its HEARTH_ERROR ("internal" code,
- * `lost` set). */
+ * `lost` set). All that was queued goes out in one send at the end. */
 int hearth_dispatch(struct hearth *h);
-/* Waits at most timeout_us (UINT64_MAX: for ever) for something to handle, then dispatches.
- * 0 on timeout; -EINTR when a signal came. */
+/* Sends what is queued, waits at most timeout_us (UINT64_MAX: for ever) for something to handle,
+ * then dispatches. 0 on timeout; -EINTR when a signal came. */
 int hearth_wait(struct hearth *h, uint64_t timeout_us);
-/* Dispatches until the request `id` has ended; -EINTR, -ETIMEDOUT, or the connection's loss. */
+/* Dispatches until the request `id` has ended: 0, also where it had ended before. -EINTR, -ETIMEDOUT
+ * (the request lives on), -ECANCELED where a callback freed the connection, or the connection's
+ * loss. */
 int hearth_finish(struct hearth *h, uint64_t id, uint64_t timeout_us);
 /* Live requests. */
 size_t hearth_in_flight(const struct hearth *h);
@@ -128,12 +152,19 @@ struct hearth_reply {
     const char *stats; /* flat `key value` lines */
     const char *version;
     uint64_t lost_events;
+    const char *name; /* metrics: the section */
+    int64_t pid;      /* status */
+    /* the first HEARTH_TOKENS and HEARTH_DONE: what a repeated request must match */
+    const void *fingerprint;
+    size_t fingerprint_bytes;
 };
 
 typedef void (*hearth_reply_fn)(void *userdata, const struct hearth_reply *reply);
 
-/* ---- requests: queue, send what can be sent, return the id in *ret_id (may be NULL) ----
- * -ESHUTDOWN after goaway, -EMSGSIZE beyond the daemon's frame limit, -EINVAL, -ENOMEM. */
+/* ---- requests: queued for the next dispatch, wait or finish; the id in *ret_id (may be NULL) ----
+ * -ESHUTDOWN after goaway, -EMSGSIZE beyond the daemon's frame limit, -EINVAL, -ENOMEM, -ENOBUFS
+ * where 64 MiB wait to be sent or 1,048,576 requests live already, -ECONNRESET or -EPROTO once the
+ * connection is lost. No callback runs for a request that was not taken. */
 
 struct hearth_message_part {
     const char *role; /* system, user, assistant */
@@ -150,8 +181,8 @@ struct hearth_generate {
     const struct hearth_message_part *messages; /* hearth_chat */
     size_t n_messages;
     bool no_stream;       /* text in one frame at the end */
-    uint64_t credit;      /* initial bytes; 0: the daemon's. With manual_credit the caller adds */
-    bool manual_credit;   /* the library does not grant credit as text arrives */
+    uint64_t credit;      /* initial bytes (at least 4: a character); 0: the daemon's */
+    bool manual_credit;   /* the caller grants more; else the library does as text is delivered */
     uint64_t max_tokens;  /* HEARTH_GENERATE_INIT: 256 */
     float temperature;    /* 0.8; 0: greedy */
     uint32_t top_k;       /* 40; 0: off */
@@ -199,9 +230,10 @@ int hearth_metrics(struct hearth *h, const char *section, hearth_reply_fn fn, vo
 int hearth_null(struct hearth *h, hearth_reply_fn fn, void *userdata, uint64_t *ret_id);
 int hearth_ping(struct hearth *h, hearth_reply_fn fn, void *userdata, uint64_t *ret_id);
 
-/* Asks the daemon to stop the request; its end still comes (done, reason "cancelled"). */
+/* Asks the daemon to stop the request; its end still comes (done, reason "cancelled"). -ENOENT: no
+ * such live request. */
 int hearth_cancel(struct hearth *h, uint64_t id);
-/* Lets the stream send `bytes` more (manual_credit). */
+/* Lets the stream send `bytes` more (manual_credit). -ENOENT: no such live request. */
 int hearth_credit(struct hearth *h, uint64_t id, uint64_t bytes);
 
 /* ---- pool ---- */
@@ -209,11 +241,11 @@ int hearth_credit(struct hearth *h, uint64_t id, uint64_t bytes);
 struct hearth_pool_options {
     size_t size;
     struct hearth_options connection;
-    uint32_t min_connections; /* kept open when idle; 0 */
+    uint32_t min_connections; /* not closed for being idle; 0 */
     uint32_t max_connections; /* 16 */
-    uint64_t idle_timeout_us; /* 5 min */
-    uint64_t max_age_us;      /* 10 min */
-    uint64_t health_every_us; /* 30 s */
+    uint64_t idle_timeout_us; /* 5 min; 0: never */
+    uint64_t max_age_us;      /* 10 min; 0: never */
+    uint64_t health_every_us; /* 30 s; nothing is asked in this version */
 };
 #define HEARTH_POOL_OPTIONS_INIT                                                                \
     {.size = sizeof(struct hearth_pool_options),                                                \
@@ -222,24 +254,35 @@ struct hearth_pool_options {
 
 struct hearth_pool_stats {
     size_t size_of; /* sizeof(struct hearth_pool_stats), set by the caller */
-    uint64_t created, reused, failed, closed_idle, closed_broken, waits, timeouts;
+    uint64_t created;       /* connections opened */
+    uint64_t reused;        /* acquisitions that got one which had carried a request */
+    uint64_t failed;        /* connections that could not be opened */
+    uint64_t closed_idle;
+    uint64_t closed_broken; /* lost, going away, or given back in use */
+    uint64_t waits, timeouts;
     uint64_t acquired;        /* acquisitions that succeeded */
     uint32_t open, idle, busy; /* now */
     uint64_t health_passed, health_failed, closed_aged;
 };
 
-/* Opens min_connections. Thread-safe, all of it. */
+/* Opens min_connections; fails where one of them does, as hearth_connect() would. -EINVAL: no
+ * connections, more than 4,096, or a wrong size. The options' strings are copied. Thread-safe is all
+ * of the pool but its end. */
 int hearth_pool_new(const struct hearth_pool_options *options, struct hearth_pool **ret_pool);
-/* Waits for connections in use to come back? No: they must have been released. Returns NULL. */
+/* Every connection must have been released, and no thread may be in a call. Returns NULL. */
 struct hearth_pool *hearth_pool_free(struct hearth_pool *pool);
-/* A connection for this thread alone until it is released. Waits at most timeout_us when all are
- * out: -ETIMEDOUT. Connection errors as hearth_connect(). */
+/* A connection for this thread alone until it is released (never hearth_free() it): the idle one used
+ * last, else a new one, else the next that comes back within timeout_us: -ETIMEDOUT. One that the
+ * daemon has closed or told to go away is replaced. Connection errors as hearth_connect(), but no
+ * -EINTR. */
 int hearth_pool_acquire(struct hearth_pool *pool, uint64_t timeout_us, struct hearth **ret_hearth);
 /* Gives it back; one with live requests, a loss or a goaway is closed instead. */
 void hearth_pool_release(struct hearth_pool *pool, struct hearth *h);
 /* Closes what has been idle too long, keeps the minimum; call it now and then (acquire and release
  * do so as well). */
 void hearth_pool_maintain(struct hearth_pool *pool);
+/* Why the last acquisition that failed did, of any thread; empty when none has. */
+void hearth_pool_get_message(struct hearth_pool *pool, char ret_message[HEARTH_MESSAGE_BYTES]);
 void hearth_pool_get_stats(struct hearth_pool *pool, struct hearth_pool_stats *ret_stats);
 
 #ifdef __cplusplus
