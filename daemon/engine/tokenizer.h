@@ -17,7 +17,8 @@
 
 struct tokenizer;
 
-/* -EBADMSG (malformed), -ENOTSUP (a kind that is not known, named), -ENOMEM. Copies what it needs. */
+/* -EBADMSG (malformed), -ENOTSUP (a kind that is not known, named), -ENOMEM. Copies what it needs.
+ */
 int tokenizer_new(const struct gguf *gguf, struct tokenizer **ret_tokenizer,
                   struct fault *ret_fault);
 struct tokenizer *tokenizer_free(struct tokenizer *tokenizer);
