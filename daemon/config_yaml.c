@@ -22,6 +22,8 @@ struct walk {
     yaml_event_t event; /* the current one, deleted by the next */
     struct config *config;
     const char *file;
+    char *text; /* the whole file */
+    size_t len;
     const char *last_key; /* display path of the key being read, "" before the first */
     struct fault *fault;
 };
@@ -67,10 +69,20 @@ static const char *shown(const char *text, char out[SHOWN_TEXT_BYTES])
     return out;
 }
 
+/* libyaml decodes ahead of what it parses: of a byte that is no text it knows the offset alone. */
+static size_t line_at(const struct walk *w, size_t offset)
+{
+    size_t line = 1;
+    for (size_t i = 0; i < MIN(offset, w->len); i++)
+        line += w->text[i] == '\n';
+    return line;
+}
+
 static int syntax_error(struct walk *w)
 {
     const yaml_parser_t *p = &w->parser;
-    size_t line = (p->error == YAML_READER_ERROR ? p->mark.line : p->problem_mark.line) + 1;
+    size_t line =
+        p->error == YAML_READER_ERROR ? line_at(w, p->problem_offset) : p->problem_mark.line + 1;
     if (p->error == YAML_MEMORY_ERROR)
         return -ENOMEM;
     return refuse(w, line, "expected YAML, but %s%s%s%s", p->problem ? p->problem : "it is none",
@@ -308,18 +320,19 @@ static int read_file(const char *path, char **ret_text, size_t *ret_len, struct 
 
 int config_load(struct config *config, const char *path, struct fault *ret_fault)
 {
-    _cleanup_free_ char *text = NULL;
-    size_t len = 0;
     struct walk w = {.config = config, .file = path, .last_key = "", .fault = ret_fault};
     fault_set(ret_fault, 0, "%s: out of memory", path); /* where nothing says better */
-    int r = read_file(path, &text, &len, ret_fault);
+    int r = read_file(path, &w.text, &w.len, ret_fault);
     if (r < 0)
         return r;
-    if (!yaml_parser_initialize(&w.parser))
+    if (!yaml_parser_initialize(&w.parser)) {
+        free(w.text);
         return -ENOMEM;
-    yaml_parser_set_input_string(&w.parser, (const unsigned char *)text, len);
+    }
+    yaml_parser_set_input_string(&w.parser, (const unsigned char *)w.text, w.len);
     r = walk_document(&w);
     yaml_event_delete(&w.event);
     yaml_parser_delete(&w.parser);
+    free(w.text);
     return r;
 }
