@@ -540,6 +540,27 @@ static int read_magic(struct header_reader *r, uint64_t *ret_n_tensors, uint64_t
     return error;
 }
 
+/* ---- look-up ---- */
+
+static const struct entry *find_entry(const struct gguf *gguf, const char *key)
+{
+    size_t len = strlen(key);
+    uint32_t low = 0, high = gguf->n_entries;
+
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        const struct entry *entry = &gguf->entries[middle];
+        int order = compare_bytes(key, len, gguf->header + entry->key_at, entry->key_len);
+        if (order == 0)
+            return entry;
+        if (order < 0)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return NULL;
+}
+
 /* ---- checks over the whole header ---- */
 
 static int compare_entries(const void *a, const void *b, void *header)
@@ -593,13 +614,14 @@ static int sort_names(struct gguf *gguf, struct fault *ret_fault)
 
 static int find_alignment(const struct gguf *gguf, uint32_t *ret_alignment, struct fault *ret_fault)
 {
+    static const char key[] = "general.alignment";
     uint32_t alignment = DEFAULT_ALIGNMENT;
-    int error = gguf_get_u32(gguf, "general.alignment", &alignment, ret_fault);
+    int error = find_entry(gguf, key) ? gguf_get_u32(gguf, key, &alignment, ret_fault) : 0;
 
-    if (error && error != -ENOENT)
+    if (error)
         return error;
     if (alignment == 0 || (alignment & (alignment - 1)) != 0)
-        return fault_set(ret_fault, -EBADMSG, "general.alignment is %u; it must be a power of two",
+        return fault_set(ret_fault, -EBADMSG, "%s is %u; it must be a power of two", key,
                          alignment);
     *ret_alignment = alignment;
     return 0;
@@ -739,25 +761,6 @@ struct gguf *gguf_free(struct gguf *gguf)
 }
 
 /* ---- keys ---- */
-
-static const struct entry *find_entry(const struct gguf *gguf, const char *key)
-{
-    size_t len = strlen(key);
-    uint32_t low = 0, high = gguf->n_entries;
-
-    while (low < high) {
-        uint32_t middle = low + (high - low) / 2;
-        const struct entry *entry = &gguf->entries[middle];
-        int order = compare_bytes(key, len, gguf->header + entry->key_at, entry->key_len);
-        if (order == 0)
-            return entry;
-        if (order < 0)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return NULL;
-}
 
 static int fault_absent(const char *key, struct fault *ret_fault)
 {
