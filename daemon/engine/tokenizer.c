@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "daemon/engine/quote.h"
 #include "daemon/engine/tokenizer_internal.h"
 #include "lib/cleanup.h"
 
@@ -356,6 +357,7 @@ static int load_bool(const struct gguf *gguf, const char *key, bool otherwise, b
 static int load_kind(struct tokenizer *t, const struct gguf *gguf, struct fault *ret_fault)
 {
     struct gguf_string name;
+    char shown[QUOTE_BYTES];
     int r = gguf_get_string(gguf, KEY("model"), &name, ret_fault);
     if (r == -ENOENT)
         return fault_set(ret_fault, -EBADMSG,
@@ -368,8 +370,8 @@ static int load_kind(struct tokenizer *t, const struct gguf *gguf, struct fault 
         t->kind = TOKENIZER_GPT2;
     else
         return fault_set(ret_fault, -ENOTSUP,
-                         "tokenizer: kind \"%.*s\" is not supported; known are llama and gpt2",
-                         (int)MIN(name.len, (size_t)64), name.bytes);
+                         "tokenizer: kind \"%s\" is not supported; known are llama and gpt2",
+                         quote(name, shown));
     return 0;
 }
 
