@@ -40,6 +40,8 @@ int engine_new(const struct engine_options *options, struct engine **ret_engine,
                struct fault *ret_fault);
 struct engine *engine_free(struct engine *engine);
 const struct kernel_table *engine_kernels(const struct engine *engine);
+/* The compute team's size: options.threads, cut to the CPUs this process may run on. */
+uint32_t engine_threads(const struct engine *engine);
 
 /* ---- models ---- */
 
@@ -64,6 +66,7 @@ struct model_info {
     char types[64];       /* types of the matrices by bytes: "Q4_K Q6_K F32" */
     uint32_t n_vocab, n_embd, n_layers, n_heads, n_kv_heads, head_dim, n_ff;
     uint32_t context_tokens;
+    uint32_t n_matrices;     /* as packed (some are fused): what a step passes over */
     uint64_t n_params;
     uint64_t weight_bytes;   /* memory of packed weights */
     uint64_t other_bytes;    /* tokenizer, tables */
@@ -82,7 +85,8 @@ const struct tokenizer *model_tokenizer(const struct model *model);
 /* ---- sequences ---- */
 
 /* A new, empty sequence with KV pages reserved for `reserve_tokens` positions (capped at the
- * context). -EAGAIN: not now, pages are out; -ENOSPC: the whole budget would not do; -ENOMEM. */
+ * context). -EAGAIN: not now, pages are out; -ENOSPC: the whole budget would not do; -ENOMEM;
+ * -EINVAL: the model was loaded for other kernels, or has sequences in another engine. */
 int sequence_new(struct engine *engine, struct model *model, uint32_t reserve_tokens,
                  struct sequence **ret_sequence);
 /* Gives the pages back. Returns NULL. */
@@ -101,7 +105,9 @@ void engine_kv_stats(const struct engine *engine, struct engine_kv_stats *ret_st
 enum row_wants {
     ROW_NOTHING, /* a prompt's middle chunk */
     ROW_LOGITS,  /* logits after the row's last token */
-    ROW_POOLED,  /* the mean of all the sequence's normalised hidden states so far, L2-normalised */
+    /* The mean of all the sequence's normalised hidden states so far, L2-normalised. A prompt in
+     * chunks asks for it with every chunk, the first too: others drop what it would need. */
+    ROW_POOLED,
 };
 
 struct step_row {
@@ -114,9 +120,10 @@ struct step_row {
     float *ret_values;
 };
 
-/* Begins a step of one model. At most one step a model is open; steps of different models may be
- * open at once. -EINVAL: a token outside the vocabulary, a sequence of another model, one that
- * would outgrow its reservation, more than ENGINE_MAX_COLUMNS columns; nothing has changed then. */
+/* Begins a step of one model. At most one step a model is open (-EBUSY); steps of different models
+ * may be open at once. -EINVAL: a token outside the vocabulary, a sequence of another model, one
+ * that would outgrow its reservation, ROW_POOLED after a chunk without it, more than
+ * ENGINE_MAX_COLUMNS columns; -ENOMEM. Nothing has changed then. */
 int engine_step_begin(struct engine *engine, struct model *model, struct step_row *rows,
                       uint32_t n_rows);
 /* Computes the next slice (a layer, at last the output): 1 when there is more, 0 when done. */
@@ -126,7 +133,10 @@ void engine_step_end(struct engine *engine, struct model *model);
 
 struct engine_step_stats {
     uint64_t steps, columns, rows;
-    uint64_t weight_passes;  /* matrices passed over: equals matrices x steps */
+    /* Matrices passed over: model_info.n_matrices x steps, whatever the batch. A step in which no
+     * row wants values ends after the last layer's keys and values, and counts what it did; nor is
+     * the output matrix passed over where no row wants logits. */
+    uint64_t weight_passes;
     uint64_t padded_columns; /* columns computed and thrown away by kernels */
 };
 void model_step_stats(const struct model *model, struct engine_step_stats *ret_stats);

@@ -1,0 +1,78 @@
+/* A model inside the engine: what loading makes and what its steps keep with it.
+ *
+ * For the engine's own files; everybody else knows `struct model` by engine.h alone. Loading fills
+ * the first half, which never changes again. The second half belongs to the engine thread: idle
+ * sequences, the model's pages, its rotary table, its activations. */
+#ifndef HEARTH_ENGINE_MODEL_H
+#define HEARTH_ENGINE_MODEL_H
+
+#include "daemon/engine/arch.h"
+#include "daemon/engine/engine.h"
+#include "daemon/engine/kv.h"
+#include "daemon/engine/step.h"
+#include "daemon/engine/team.h"
+
+struct engine {
+    struct engine_options options;
+    struct kv_pool *pool;
+    struct team *team;
+    uint64_t n_sequences;
+    /* one block of attention scratch a thread, grown as contexts ask for it */
+    uint8_t *scratch;
+    size_t scratch_bytes; /* of one thread */
+};
+
+struct sequence {
+    struct engine *engine;
+    struct model *model;
+    struct sequence *next_idle;
+    uint32_t length, reserved_tokens;
+    uint32_t n_tiles; /* of its reservation; pages[layer * n_tiles + tile] */
+    uint32_t n_pages, n_pages_room;
+    void **pages;
+    bool in_step;
+    uint32_t pooled_length; /* positions that `pooled` sums */
+    float *pooled;          /* n_embd; NULL until ROW_POOLED was asked of it */
+};
+
+/* Cosines and sines of the positions seen so far: n_rot / 2 of each a position. */
+struct rope_table {
+    float *values;
+    uint32_t n_positions, n_room;
+};
+
+struct model {
+    const struct kernel_table *kernels;
+    const struct arch *arch;
+    struct hparams hparams;
+    uint32_t context_tokens; /* the least of model's, option's */
+    struct weights weights;
+    struct tokenizer *tokenizer;
+    struct model_info info;
+    uint8_t *arena; /* packed weights and vectors, one mapping */
+    size_t arena_bytes;
+    size_t prepared_bytes;    /* the most that prepared columns of one step take */
+    double *rope_frequencies; /* n_rot / 2 */
+
+    /* the engine thread's */
+    struct engine *engine; /* that has sequences of it */
+    uint32_t n_sequences;
+    struct sequence *idle; /* freed ones, without pages */
+    struct kv_shape kv_shape;
+    struct kv_space kv;
+    struct rope_table rope;
+    struct step step;
+    struct engine_step_stats stats;
+};
+
+/* Makes the table reach n_positions (at most the context). -ENOMEM. */
+int rope_reach(struct model *model, uint32_t n_positions);
+static inline const float *rope_cosines(const struct model *model, uint32_t position)
+{
+    return model->rope.values + (size_t)position * model->hparams.n_rot;
+}
+
+/* Frees what the engine thread kept with the model; no sequence may be left. */
+void model_drop_sequences(struct model *model);
+
+#endif
