@@ -1,6 +1,9 @@
 /* The choice of a variant: what this build has, what this machine can run, what was asked for. */
 #include "daemon/engine/kernels.h"
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 #include <errno.h>
 #include <string.h>
 
@@ -12,15 +15,53 @@ struct variant {
     const char *(*missing)(void); /* the first thing this machine lacks, or NULL */
 };
 
+#ifdef __x86_64__
+
+/* The builtins look at what the operating system saves too (XGETBV). */
 static const char *avx2_missing(void)
 {
-    return "x86-64";
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2"))
+        return "AVX2";
+    if (!__builtin_cpu_supports("fma"))
+        return "FMA";
+    unsigned int eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_F16C))
+        return "F16C";
+    return NULL;
+}
+
+/* VNNI is part of the variant: a processor with AVX-512 but without it gets the AVX2 one. */
+static const char *avx512_missing(void)
+{
+    const char *missing = avx2_missing();
+    if (missing)
+        return missing;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+        return "AVX-512 (F, BW, DQ, VL)";
+    if (!__builtin_cpu_supports("avx512vnni"))
+        return "AVX-512 VNNI";
+    return NULL;
+}
+
+#else
+
+/* Named, never chosen. */
+const struct kernel_table kernels_avx2 = {.name = "avx2"};
+const struct kernel_table kernels_avx512 = {.name = "avx512"};
+
+static const char *avx2_missing(void)
+{
+    return "the x86-64 instruction set";
 }
 
 static const char *avx512_missing(void)
 {
-    return "x86-64";
+    return avx2_missing();
 }
+
+#endif
 
 static const char *scalar_missing(void)
 {
@@ -29,8 +70,8 @@ static const char *scalar_missing(void)
 
 /* Best first. */
 static const struct variant variants[] = {
-    {"avx512", NULL, avx512_missing},
-    {"avx2", NULL, avx2_missing},
+    {"avx512", &kernels_avx512, avx512_missing},
+    {"avx2", &kernels_avx2, avx2_missing},
     {"scalar", &kernels_scalar, scalar_missing},
 };
 

@@ -348,7 +348,8 @@ bool kernels_same_preparation(enum gguf_type a, enum gguf_type b)
 
 size_t kernels_kv_page_bytes(const struct kv_shape *shape)
 {
-    return align_up(2 * kv_half_elements(shape) * kv_element_bytes(shape));
+    /* A vector load of a head's last V may run on by less than KERNEL_ALIGN. */
+    return align_up(2 * kv_half_elements(shape) * kv_element_bytes(shape)) + KERNEL_ALIGN;
 }
 
 /* A score for every head and position, in whole tiles. */
