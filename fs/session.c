@@ -1,0 +1,271 @@
+#include "fs/session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "fs/fuse_ops.h"
+#include "lib/cleanup.h"
+
+#include <fuse_log.h>
+
+#define FUSE_DEVICE "/dev/fuse"
+#define FUSE_CONF   "/etc/fuse.conf"
+#define GROUP       "hearth"
+#define FD_MOUNT    "/dev/fd/"
+#define OPTIONS_MAX 1024u
+
+struct session {
+    struct mirror *mirror;
+    struct link *link;
+    struct view *view;
+    struct fuse_session *fuse;
+    bool mounted;
+    int signal_fd;
+};
+
+/* What libfuse said last, for our own sentence. libfuse's logger takes no userdata, hence the one
+ * variable that is global; written and read on the one thread. */
+static struct fault fuse_said;
+
+static void on_fuse_log(enum fuse_log_level level, const char *format, va_list ap)
+{
+    if (level > FUSE_LOG_WARNING)
+        return;
+    vsnprintf(fuse_said.text, sizeof(fuse_said.text), format, ap);
+    fuse_said.text[strcspn(fuse_said.text, "\n")] = '\0';
+}
+
+/* ---- before the mount ---- */
+
+static bool is_fd_mount(const char *mount_point)
+{
+    return strncmp(mount_point, FD_MOUNT, strlen(FD_MOUNT)) == 0;
+}
+
+/* Says what is wrong with a mount point while it can still be said well. */
+static int check_mount_point(const char *path, struct fault *ret_fault)
+{
+    struct stat st;
+
+    if (is_fd_mount(path))
+        return 0;
+    if (stat(path, &st) < 0) {
+        if (errno == ENOTCONN)
+            return fault_set(ret_fault, -ENOTCONN,
+                             "%s still carries the mount of a hearthfs that has died; run "
+                             "`fusermount3 -u %s` (or `umount %s` as root) and start again",
+                             path, path, path);
+        if (errno == ENOENT)
+            return fault_set(ret_fault, -ENOENT, "%s does not exist; make it with `mkdir -p %s`",
+                             path, path);
+        return fault_set(ret_fault, -errno, "%s cannot be used as a mount point: %s", path,
+                         strerror(errno));
+    }
+    if (!S_ISDIR(st.st_mode))
+        return fault_set(ret_fault, -ENOTDIR, "%s is not a directory; a mount point has to be one",
+                         path);
+    if (access(FUSE_DEVICE, R_OK | W_OK) < 0 && geteuid() == 0)
+        return fault_set(ret_fault, -errno,
+                         "%s cannot be opened (%s); load the kernel module with `modprobe fuse`, "
+                         "or give the container the device",
+                         FUSE_DEVICE, strerror(errno));
+    return 0;
+}
+
+/* Whether fusermount3 lets a user open his mount to others. */
+static bool conf_allows_others(void)
+{
+    FILE *file = fopen(FUSE_CONF, "re");
+    char line[256];
+    bool allowed = false;
+
+    if (!file)
+        return false;
+    while (!allowed && fgets(line, sizeof(line), file))
+        allowed = strcmp(line, "user_allow_other\n") == 0;
+    fclose(file);
+    return allowed;
+}
+
+static gid_t files_gid(void)
+{
+    const struct group *group = geteuid() == 0 ? getgrnam(GROUP) : NULL;
+
+    return group ? group->gr_gid : getegid();
+}
+
+/* ---- building up ---- */
+
+static int open_daemon(struct session *session, const char *explicit_path, struct fault *ret_fault)
+{
+    char socket_path[HEARTH_PATH_BYTES];
+    int r = hearth_socket_path(explicit_path, socket_path);
+
+    if (r < 0)
+        return fault_set(ret_fault, r, "the socket's path is longer than %u bytes: %s",
+                         HEARTH_PATH_BYTES - 1, explicit_path ? explicit_path : "$HEARTH_SOCKET");
+    r = mirror_new(&session->mirror);
+    if (r == 0)
+        r = link_new(socket_path, session->mirror, &session->link);
+    if (r == 0)
+        r = view_new(session->mirror, session->link, geteuid(), files_gid(), &session->view);
+    if (r == -ENAMETOOLONG)
+        return fault_set(ret_fault, r,
+                         "the path of the status socket that belongs to %s is too long",
+                         socket_path);
+    return r < 0 ? fault_set(ret_fault, r, "out of memory") : 0;
+}
+
+static int mount_view(struct session *session, const struct session_options *options,
+                      struct fault *ret_fault)
+{
+    struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
+    char text[OPTIONS_MAX];
+    int n, r, flags;
+
+    n = snprintf(text, sizeof(text), "fsname=hearth,subtype=hearthfs,default_permissions%s%s%s",
+                 geteuid() == 0 || conf_allows_others() ? ",allow_other" : "",
+                 options->mount_options ? "," : "",
+                 options->mount_options ? options->mount_options : "");
+    if (n < 0 || (size_t)n >= sizeof(text))
+        return fault_set(ret_fault, -ENAMETOOLONG, "the mount options are longer than %u bytes",
+                         OPTIONS_MAX - 1);
+    fuse_set_log_func(on_fuse_log);
+    r = fuse_opt_add_arg(&args, "hearthfs") | fuse_opt_add_arg(&args, "-o") |
+        fuse_opt_add_arg(&args, text);
+    if (r == 0)
+        session->fuse = fuse_session_new(&args, view_ops(), sizeof(*view_ops()), session->view);
+    fuse_opt_free_args(&args);
+    if (!session->fuse)
+        return fault_set(ret_fault, -EINVAL, "cannot set up FUSE: %s",
+                         fuse_said.text[0] ? fuse_said.text : "out of memory");
+    if (fuse_session_mount(session->fuse, options->mount_point) != 0)
+        return fault_set(ret_fault, -EIO, "cannot mount on %s: %s", options->mount_point,
+                         fuse_said.text[0] ? fuse_said.text
+                                           : "fusermount3 refused (its reason is above)");
+    session->mounted = true;
+    flags = fcntl(fuse_session_fd(session->fuse), F_GETFL);
+    if (flags < 0 || fcntl(fuse_session_fd(session->fuse), F_SETFL, flags | O_NONBLOCK) < 0)
+        return fault_set(ret_fault, -errno, "cannot make the FUSE descriptor non-blocking: %s",
+                         strerror(errno));
+    return 0;
+}
+
+static int open_signals(struct session *session, struct fault *ret_fault)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    /* Threads started later inherit the mask, so a signal always comes through the descriptor. */
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    session->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    return session->signal_fd < 0
+               ? fault_set(ret_fault, -errno, "cannot take signals: %s", strerror(errno))
+               : 0;
+}
+
+static void session_done(struct session *session)
+{
+    /* Parked requests first: whoever reads gets an answer before the mount goes away. */
+    view_free(session->view);
+    link_free(session->link);
+    if (session->mounted)
+        fuse_session_unmount(session->fuse);
+    if (session->fuse)
+        fuse_session_destroy(session->fuse);
+    mirror_free(session->mirror);
+    if (session->signal_fd >= 0)
+        close(session->signal_fd);
+}
+
+/* ---- the loop ---- */
+
+static int timeout_ms(uint64_t due_us, uint64_t now_us)
+{
+    if (due_us == UINT64_MAX)
+        return -1;
+    if (due_us <= now_us)
+        return 0;
+    return (int)MIN((due_us - now_us + 999) / 1000, (uint64_t)INT_MAX);
+}
+
+/* Takes what the kernel asks, up to a burst. 0, or a negative errno that ends the session. */
+static int serve_burst(struct session *session, struct fuse_buf *buffer)
+{
+    for (unsigned i = 0; i < SESSION_BURST; i++) {
+        int r = fuse_session_receive_buf(session->fuse, buffer);
+        if (r == -EAGAIN || r == -EINTR || r == 0)
+            return 0; /* 0: unmounted, fuse_session_exited() says so */
+        if (r < 0)
+            return r;
+        fuse_session_process_buf(session->fuse, buffer);
+    }
+    return 0;
+}
+
+static int loop(struct session *session, struct fault *ret_fault)
+{
+    struct fuse_buf buffer = {.mem = NULL};
+    int r = 0;
+
+    while (r == 0 && !fuse_session_exited(session->fuse)) {
+        struct pollfd fds[2 + LINK_FDS_MAX] = {
+            {.fd = session->signal_fd, .events = POLLIN},
+            {.fd = fuse_session_fd(session->fuse), .events = POLLIN},
+        };
+        size_t n = 2 + link_poll(session->link, fds + 2);
+        bool daemon_speaks = false;
+        uint64_t now_us = view_now_us();
+
+        if (poll(fds, n, timeout_ms(view_due_us(session->view, now_us), now_us)) < 0 &&
+            errno != EINTR) {
+            r = fault_set(ret_fault, -errno, "cannot wait for requests: %s", strerror(errno));
+            break;
+        }
+        if (fds[0].revents)
+            break;
+        for (size_t i = 2; i < n; i++)
+            daemon_speaks = daemon_speaks || fds[i].revents;
+        if (daemon_speaks)
+            link_dispatch(session->link, view_now_us());
+        if (fds[1].revents)
+            r = serve_burst(session, &buffer);
+        if (r < 0)
+            fault_set(ret_fault, r, "the kernel's connection broke: %s", strerror(-r));
+        view_step(session->view, view_now_us());
+    }
+    free(buffer.mem);
+    return r;
+}
+
+int session_run(const struct session_options *options, struct fault *ret_fault)
+{
+    struct session session = {.signal_fd = -1};
+    int r = check_mount_point(options->mount_point, ret_fault);
+
+    if (r == 0)
+        r = open_signals(&session, ret_fault);
+    if (r == 0)
+        r = open_daemon(&session, options->socket_path, ret_fault);
+    if (r == 0)
+        r = mount_view(&session, options, ret_fault);
+    if (r == 0)
+        r = loop(&session, ret_fault);
+    session_done(&session);
+    return r;
+}
