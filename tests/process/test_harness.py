@@ -80,8 +80,9 @@ int main(int argc, char **argv)
 }
 """)
     program = t.dir / "bad"
-    t.run("cc", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-o", program,
-          source)
+    # gcc's shared runtimes do not know of each other, and UBSan's has no log_path then.
+    t.run("gcc", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
+          "-static-libasan", "-static-libubsan", "-o", program, source)
     t.run(SANITIZED, program, "clean")
     for kind, says in (("leak", "detected memory leaks"), ("overflow", "signed integer overflow")):
         r = t.run(SANITIZED, program, kind, code=99)
