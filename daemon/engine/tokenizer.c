@@ -32,11 +32,17 @@ void *tokenizer_take(struct tokenizer *t, size_t n, size_t size)
 
 /* --- finding a token by its bytes --- */
 
-static inline uint64_t load_up_to_8(const char *p, size_t len)
+/* 1 to 7 bytes as a number: different texts of one length never give the same. */
+static inline uint64_t load_tail(const char *p, size_t len)
 {
-    uint64_t v = 0;
-    memcpy(&v, p, len);
-    return v;
+    if (len >= 4) {
+        uint32_t first, last;
+        memcpy(&first, p, sizeof(first));
+        memcpy(&last, p + len - sizeof(last), sizeof(last));
+        return (uint64_t)last << 32 | first;
+    }
+    return (uint64_t)(uint8_t)p[0] | (uint64_t)(uint8_t)p[len / 2] << 8 |
+           (uint64_t)(uint8_t)p[len - 1] << 16;
 }
 
 static inline uint64_t load_8(const char *p)
@@ -57,11 +63,11 @@ static inline uint64_t fold(uint64_t a, uint64_t b)
 uint64_t tokenizer_hash(const char *bytes, size_t len, uint64_t seed)
 {
     uint64_t h = seed ^ (len * 0x9e3779b97f4a7c15u);
-    for (; len > 8; len -= 8, bytes += 8)
+    for (; len >= 8; len -= 8, bytes += 8)
         h = fold(h ^ load_8(bytes), 0xd6e8feb86659fd93u);
-    if (len == 8)
-        return fold(fold(h ^ load_8(bytes), 0xd6e8feb86659fd93u), 0xa0761d6478bd642fu);
-    return fold(fold(h ^ load_up_to_8(bytes, len), 0xd6e8feb86659fd93u), 0xa0761d6478bd642fu);
+    if (len > 0)
+        h = fold(h ^ load_tail(bytes, len), 0xd6e8feb86659fd93u);
+    return fold(h, 0xa0761d6478bd642fu);
 }
 
 static inline bool has_bytes(const struct tokenizer *t, int32_t id, const char *bytes, size_t len)

@@ -6,7 +6,6 @@
  * the unknown token where the file has no byte tokens. So does each byte that is not part of
  * well-formed UTF-8. */
 #include <inttypes.h>
-#include <math.h>
 #include <string.h>
 
 #include "daemon/engine/tokenizer_internal.h"
@@ -43,7 +42,7 @@ static int byte_of(struct gguf_string token)
 
 static bool begins_with_blank(const char *text, size_t left)
 {
-    return left >= BLANK_BYTES && memcmp(text, BLANK, BLANK_BYTES) == 0;
+    return left >= BLANK_BYTES && text[0] == BLANK[0] && memcmp(text, BLANK, BLANK_BYTES) == 0;
 }
 
 /* Each ▁ becomes a blank; returns the bytes written, never more than were read. */
@@ -101,7 +100,7 @@ static int load_byte_tokens(struct tokenizer *t, struct fault *ret_fault)
     return 0;
 }
 
-/* Numbers that sort as the scores do, the best first; adding 0 makes -0 a 0. */
+/* Numbers that sort as the scores do (none is a NaN), the best first; adding 0 makes -0 a 0. */
 static uint32_t order_of(float score)
 {
     float value = score + 0.0f;
@@ -130,14 +129,8 @@ static int load_scores(struct tokenizer *t, const struct gguf *gguf, struct faul
     t->order = tokenizer_take(t, t->n_vocab, sizeof(*t->order));
     if (!t->order)
         return -ENOMEM;
-    for (uint32_t i = 0; i < t->n_vocab; i++) {
-        if (isnan(scores[i]))
-            return fault_set(ret_fault, -EBADMSG,
-                             "tokenizer: the score of token %" PRIu32
-                             " is not a number; convert the model again",
-                             i);
+    for (uint32_t i = 0; i < t->n_vocab; i++)
         t->order[i] = order_of(scores[i]);
-    }
     return 0;
 }
 
