@@ -530,16 +530,8 @@ Test(tokenizer, added_tokens_are_found_first_the_longest_of_them)
 Test(tokenizer, malformed_utf8_becomes_the_tokens_of_its_bytes)
 {
     static const char *const texts[] = {
-        "\xff",
-        "a\x80",
-        "\xc0\x80",
-        "\xed\xa0\x80",
-        "\xf4\x90\x80\x80",
-        "\xe2\x82",
-        "\xf0\x9f\x92",
-        "ab\xff"
-        "ab",
-        "\xc3(",
+        "\xff",     "a\x80",        "\xc0\x80",       "\xed\xa0\x80", "\xf4\x90\x80\x80",
+        "\xe2\x82", "\xf0\x9f\x92", "ab\xff\x61\x62", "\xc3(",
     };
     _cleanup_tokenizer_ struct tokenizer *bytes =
         opened(gpt2("gpt-2", pairs, ELEMENTSOF(pairs), pair_merges, ELEMENTSOF(pair_merges)));
@@ -551,11 +543,11 @@ Test(tokenizer, malformed_utf8_becomes_the_tokens_of_its_bytes)
         expect_round_trip(words, texts[i], strlen(texts[i]));
     }
     expect_ids(bytes,
-               "ab\xff"
+               "ab\xff\x61\x62"
                "ab",
                "256 255 256");
     expect_ids(words,
-               "ab\xff"
+               "ab\xff\x61\x62"
                "ab",
                "262 258 262");
 }
