@@ -127,7 +127,7 @@ int sequence_new(struct engine *engine, struct model *model, uint32_t reserve_to
     sequence->engine = engine;
     sequence->length = 0;
     sequence->pooled_length = 0;
-    sequence->reserved_tokens = MIN(n_tiles * KV_TILE, model->context_tokens);
+    sequence->reserved_tokens = reserved;
     sequence->n_tiles = n_tiles;
     sequence->n_pages = (uint32_t)n_pages;
     model->n_sequences++;
