@@ -471,18 +471,42 @@ Test(config, machine_memory_is_at_most_the_ram)
     cr_expect_leq(config_machine_memory(), ram);
 }
 
-Test(config, the_document_is_the_table)
+/* A file of the source tree; the caller frees it. */
+static char *source_text(const char *name)
 {
     const char *root = getenv("HEARTH_SOURCE_ROOT");
-    char name[4096], *printed = NULL, *kept = NULL;
-    size_t len, unused = 0;
-    snprintf(name, sizeof(name), "%s/docs/configuration.md", root ? root : ".");
-    FILE *file = fopen(name, "r"), *out = open_memstream(&printed, &len);
-    cr_assert_not_null(file, "%s", name);
-    cr_assert_gt(getdelim(&kept, &unused, '\0', file), 0);
+    char full[4096], *text = NULL;
+    size_t unused = 0;
+    snprintf(full, sizeof(full), "%s/%s", root ? root : ".", name);
+    FILE *file = fopen(full, "r");
+    cr_assert_not_null(file, "%s", full);
+    cr_assert_gt(getdelim(&text, &unused, '\0', file), 0);
+    fclose(file);
+    return text;
+}
+
+Test(config, the_example_is_taken_with_and_without_its_comment_signs)
+{
+    char *text = source_text("packaging/systemd/hearth.yaml");
+    takes(text);
+    cr_expect_eq(config->n_models, 0);
+    for (char *p = text; *p; p++) /* a sign before a key: with a blank after it, it is prose */
+        if (*p == '#' && (p[1] >= 'a' && p[1] <= 'z'))
+            memmove(p, p + 1, strlen(p));
+    for (char *p = text; (p = strstr(p, "  #  ")); p++) /* keys of a key with such a sign */
+        memcpy(p, "     ", 5);
+    takes(text);
+    cr_expect_not_null(config_find_model(config, "story"), "%s", text);
+    free(text);
+}
+
+Test(config, the_document_is_the_table)
+{
+    char *printed = NULL, *kept = source_text("docs/configuration.md");
+    size_t len;
+    FILE *out = open_memstream(&printed, &len);
     config_print_keys(out);
     fclose(out);
-    fclose(file);
     cr_expect_eq(strcmp(kept, printed), 0,
                  "renew it: build/daemon/hearthd --print-keys >docs/configuration.md");
     free(kept);

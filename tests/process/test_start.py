@@ -1,0 +1,67 @@
+"""Starting: flags, configuration files, and what is said about wrong ones."""
+from lib.harness import ROOT, expect, test
+
+
+@test
+def help_says_how_to_start_each_program(t):
+    for name in ("hearthd", "hearth", "hearthfs"):
+        r = t.run(name, "--help")
+        expect(name in r.out and "--socket" in r.out, f"{r}")
+
+
+@test
+def version_is_one_line_the_same_everywhere(t):
+    lines = {t.run(name, "--version").out.removeprefix(name).strip()
+             for name in ("hearthd", "hearth", "hearthfs")}
+    expect(len(lines) == 1, f"different versions: {lines}")
+
+
+@test
+def unknown_flags_are_usage_errors(t):
+    for name in ("hearthd", "hearth", "hearthfs"):
+        r = t.run(name, "--no-such-flag", code=2)
+        expect(r.out == "" and r.err != "", f"{r}")
+
+
+@test
+def check_takes_good_files(t):
+    example = ROOT / "packaging/systemd/hearth.yaml"
+    t.run("hearthd", "--check", "--config", example)
+    t.run("hearthd", "--check", "--config", t.write("empty.yaml", ""))
+    t.run("hearthd", "--check", "--config", t.write("some.yaml", "limits: {queue: 10}\n"))
+
+
+@test
+def check_tells_file_line_key_and_what_was_expected(t):
+    cases = (
+        ("limits:\n  queue: many\n", 2, "limits.queue: expected a whole number"),
+        ("idle_exit: 5\n", 1, "idle_exit: expected a time with its unit"),
+        ("limts: {}\n", 1, "the nearest one is limits"),
+        ("limits:\n\tqueue: 1\n", 2, "expected YAML"),
+        ("limits: {queue: 1, queue: 2}\n", 1, "limits.queue: expected once"),
+        ("memory_budget: 8GB\n", 1, "memory_budget: expected 1% to 100%"),
+    )
+    for text, line, says in cases:
+        path = t.write("bad.yaml", text)
+        r = t.run("hearthd", "--check", "--config", path, code=2)
+        expect(f"{path}:{line}: " in r.err and says in r.err, f"{text!r}: {r}")
+
+
+@test
+def malformed_yaml_starts_nothing(t):
+    path = t.write("bad.yaml", "limits: {queue: [}\n")
+    r = t.run("hearthd", "--socket", t.dir / "s", "--config", path, code=2)
+    expect(str(path) in r.err, f"{r}")
+    expect(not (t.dir / "s").exists(), "a socket was made all the same")
+
+
+@test
+def a_missing_configuration_is_told_by_its_name(t):
+    r = t.run("hearthd", "--check", "--config", t.dir / "absent.yaml", code=2)
+    expect("absent.yaml" in r.err and "No such file" in r.err, f"{r}")
+
+
+@test
+def print_keys_is_the_document(t):
+    r = t.run("hearthd", "--print-keys")
+    expect(r.out == (ROOT / "docs/configuration.md").read_text(), "docs/configuration.md is old")
