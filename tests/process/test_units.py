@@ -35,9 +35,9 @@ def verify_speaks_up_on_an_unknown_key(t):
 
 @test
 def the_daemon_s_unit_is_hardened(t):
-    r = t.run("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=15",
+    r = t.run("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=10",
               "--json=short", units(t)[1], code=None, err=".*")
-    expect(r.code == 0, f"exposure over 1.5: {r}")
+    expect(r.code == 0, f"exposure over 1.0: {r}")
     rows = json.loads(r.out)
     expect(rows, f"{r}")
 
