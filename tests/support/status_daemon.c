@@ -40,7 +40,7 @@ struct status_daemon {
     pthread_t thread;
     pthread_mutex_t lock; /* guards all below, and the clients */
     bool over, mute;
-    char state[32];
+    char model[64], state[32];
     const char *refuse;
     uint64_t counts[TYPES_MAX];
     struct client clients[CLIENTS_MAX];
@@ -93,7 +93,7 @@ static void put_model(const struct status_daemon *daemon, struct wire_buffer *ou
     bool ready = strcmp(daemon->state, "ready") == 0;
 
     wire_begin(out, WIRE_ITEM, id);
-    wire_put_text(out, TAG_MODEL, "alpha");
+    wire_put_text(out, TAG_MODEL, daemon->model);
     wire_put_text(out, TAG_STATE, daemon->state);
     wire_put_number(out, TAG_DONE_BYTES, ready ? 1000 : 0);
     wire_put_number(out, TAG_TOTAL_BYTES, 1000);
@@ -253,6 +253,7 @@ static struct status_daemon *start(const char *path, bool activated)
     MUST(daemon);
     snprintf(daemon->path, sizeof(daemon->path), "%s", path);
     snprintf(daemon->status_path, sizeof(daemon->status_path), "%s.status", path);
+    strcpy(daemon->model, "alpha");
     strcpy(daemon->state, "cold");
     for (size_t i = 0; i < CLIENTS_MAX; i++)
         daemon->clients[i].fd = -1;
@@ -301,6 +302,13 @@ struct status_daemon *status_daemon_stop(struct status_daemon *daemon)
     pthread_mutex_destroy(&daemon->lock);
     free(daemon);
     return NULL;
+}
+
+void status_daemon_set_model(struct status_daemon *daemon, const char *name)
+{
+    pthread_mutex_lock(&daemon->lock);
+    snprintf(daemon->model, sizeof(daemon->model), "%s", name);
+    changed(daemon);
 }
 
 void status_daemon_set_state(struct status_daemon *daemon, const char *state)

@@ -23,6 +23,8 @@ struct status_daemon *status_daemon_start_activated(const char *path);
 /* Closes everything, removes the sockets. NULL is allowed; returns NULL. */
 struct status_daemon *status_daemon_stop(struct status_daemon *daemon);
 
+/* Gives its one model another name. */
+void status_daemon_set_model(struct status_daemon *daemon, const char *name);
 void status_daemon_set_state(struct status_daemon *daemon, const char *state);
 /* Reads, but gives no answer and no hello until it is unmuted; then it answers all at once. */
 void status_daemon_mute(struct status_daemon *daemon, bool mute);

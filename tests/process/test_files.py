@@ -1,0 +1,563 @@
+"""hearthfs: real mounts, with a made-up daemon where the test must decide what it says and when."""
+import errno
+import os
+import select
+import signal
+import stat
+import subprocess
+import threading
+import time
+
+from lib.harness import BUILD, Failure, Skip, expect, test, wait_for
+
+STATE = "models/alpha/state"
+PRELOAD = "models/alpha/preload"
+WAIT = "models/alpha/wait"
+
+
+class Fake:
+    """A status-daemon on a socket in the test's folder, obeying commands."""
+
+    def __init__(self, t, *flags):
+        path = BUILD / "tests" / "status-daemon"
+        if not path.exists():
+            raise Skip("status-daemon is not built")
+        self.socket = t.dir / "s"
+        self.process = t.start(path, *flags, self.socket, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+        self._answer()
+
+    def _answer(self):
+        line = self.process.stdout.readline().strip()
+        expect(line and line != "what?", f"status-daemon answered {line!r}")
+        return line
+
+    def do(self, command):
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def count(self, what):
+        return int(self.do(f"count {what}"))
+
+    def stop(self):
+        self.process.stdin.close()
+        expect(self.process.wait(20) == 0, "status-daemon failed")
+        self.process.stdout.close()
+        self.process.stdin = self.process.stdout = None
+
+
+def fails(error, action):
+    """The action must fail with this errno."""
+    try:
+        action()
+    except OSError as e:
+        expect(e.errno == error, f"expected {errno.errorcode[error]}, got {e}")
+        return
+    raise Failure(f"expected {errno.errorcode[error]}, and it went well")
+
+
+def names(mount, folder=""):
+    return sorted(mount.in_time(lambda: os.listdir(mount.path / folder)))
+
+
+def until(mount, name, text):
+    wait_for(lambda: mount.read(name) == text, f"{name} to say {text!r}")
+
+
+class Reader:
+    """A read of a file on a thread: what it gave, or how it failed."""
+
+    def __init__(self, path):
+        self.value = None
+        self.thread = threading.Thread(target=self._read, args=(path,), daemon=True)
+        self.thread.start()
+
+    def _read(self, path):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            self.value = os.read(fd, 4096).decode()
+        except OSError as e:
+            self.value = e.errno
+        finally:
+            os.close(fd)
+
+    def result(self):
+        self.thread.join(20)
+        expect(not self.thread.is_alive(), "the read does not come back")
+        return self.value
+
+    def blocked(self):
+        self.thread.join(0.3)
+        return self.thread.is_alive()
+
+
+# ---- the tree ----
+
+@test
+def tree_holds_what_the_contract_says(t):
+    m = t.mount(Fake(t))
+    expect(names(m) == ["README", "batcher", "loader", "metrics", "models", "pool", "status",
+                        "streaming", "version"], names(m))
+    expect(names(m, "models") == ["alpha"], names(m, "models"))
+    expect(set(names(m, "models/alpha")) >= {
+        "state", "progress", "preload", "info", "error", "pinned", "keep_alive", "memory", "stats",
+        "wait"}, names(m, "models/alpha"))
+    expect(names(m, "metrics") == ["hearth.prom", "steps_total"], names(m, "metrics"))
+    for folder in ("pool", "batcher", "streaming", "loader"):
+        expect(names(m, folder) == ["stats"], names(m, folder))
+        expect(m.read(f"{folder}/stats") == f"section_{folder} 1\n", m.read(f"{folder}/stats"))
+    expect("models/NAME/state" in m.read("README"), "README does not say what there is")
+
+
+@test
+def values_are_the_daemons(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fake.do("state ready")
+    until(m, STATE, "ready\n")
+    expect(m.read("status") == "running\n", m.read("status"))
+    expect(m.read("version") == "7.7.7\n", m.read("version"))
+    expect(m.read("models/alpha/progress") == "done_bytes 1000\ntotal_bytes 1000\n",
+           m.read("models/alpha/progress"))
+    expect(m.read("metrics/steps_total") == "5\n", m.read("metrics/steps_total"))
+    expect("hearth_up 1\n" in m.read("metrics/hearth.prom"), m.read("metrics/hearth.prom"))
+
+
+@test
+def tools_read_the_files_as_files(t):
+    m = t.mount(Fake(t))
+    for tool in (["cat"], ["head", "-c", "3"], ["tail", "-n", "1"], ["grep", "cold"], ["wc", "-c"],
+                 ["dd", "bs=1", "status=none"]):
+        given = [f"if={m.path / STATE}"] if tool[0] == "dd" else [m.path / STATE]
+        r = t.run(*tool, *given)
+        expect(r.out, f"{r}")
+    expect(t.run("cat", m.path / STATE).out == "cold\n", "cat gives something else")
+    r = t.run("cp", "-r", m.path / "models" / "alpha", t.dir / "copy")
+    expect((t.dir / "copy" / "state").read_text() == "cold\n", f"{r}")
+
+
+@test
+def models_that_come_and_go_are_directories_that_do(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    expect(m.read(STATE) == "cold\n", "alpha is not there")
+    number = os.stat(m.path / STATE).st_ino
+    fake.do("model beta")
+    wait_for(lambda: names(m, "models") == ["beta"], "models to hold beta alone")
+    fails(errno.ENOENT, lambda: m.read(STATE))
+    expect(m.read("models/beta/state") == "cold\n", "beta is not there")
+    fake.do("model alpha")
+    wait_for(lambda: names(m, "models") == ["alpha"], "models to hold alpha alone")
+    expect(os.stat(m.path / STATE).st_ino == number, "alpha came back under another number")
+
+
+@test
+def modes_say_who_may_what(t):
+    t.need_root()
+    m = t.mount(Fake(t))
+    for name, mode in ((STATE, 0o444), (PRELOAD, 0o664), (WAIT, 0o440), ("status", 0o444),
+                       ("models", 0o555)):
+        st = os.stat(m.path / name)
+        expect(stat.S_IMODE(st.st_mode) == mode, f"{name} has mode {st.st_mode:o}")
+        expect(st.st_uid == 0, f"{name} belongs to {st.st_uid}")
+
+
+@test
+def what_cannot_be_written_is_nobodys_to_write(t):
+    m = t.mount(Fake(t))
+    for name in (STATE, WAIT, "status", "metrics/hearth.prom", "models/alpha/error"):
+        fails(errno.EACCES, lambda: m.write(name, "1"))
+        fails(errno.EACCES, lambda: os.truncate(m.path / name, 0))
+    # Root may where modes forbid; the filesystem then says that it is not possible.
+    denied = (errno.EPERM, errno.EACCES)
+    for action in (lambda: os.mkdir(m.path / "x"), lambda: os.unlink(m.path / "status"),
+                   lambda: (m.path / "models/alpha/new").write_text("1"),
+                   lambda: os.rename(m.path / "status", m.path / "other"),
+                   lambda: os.symlink("a", m.path / "b"), lambda: os.rmdir(m.path / "models/alpha"),
+                   lambda: os.link(m.path / "status", m.path / "c"),
+                   lambda: os.chmod(m.path / "status", 0o777)):
+        try:
+            action()
+            raise Failure("something was made or removed")
+        except OSError as e:
+            expect(e.errno in denied, f"{e}")
+
+
+# ---- orders ----
+
+@test
+def preload_loads_and_wait_tells_the_end(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    m.write(PRELOAD, "1\n")
+    expect(m.read(STATE) == "queued\n", m.read(STATE))
+    reader = Reader(m.path / WAIT)
+    for state in ("loading", "warming"):
+        fake.do(f"state {state}")
+        until(m, STATE, f"{state}\n")
+        expect(reader.blocked(), f"wait ended with {reader.value!r} while {state}")
+    fake.do("state ready")
+    expect(reader.result() == "ready\n", f"wait gave {reader.value!r}")
+    m.write(PRELOAD, "0")
+    expect(m.read(STATE) == "cold\n", m.read(STATE))
+    expect((fake.count("warm"), fake.count("unload")) == (1, 1), "orders were lost or doubled")
+
+
+@test
+def wait_on_what_is_settled_returns_at_once(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    for state in ("cold", "ready", "failed"):
+        fake.do(f"state {state}")
+        expect(m.read(WAIT) == f"{state}\n", f"wait gave {m.read(WAIT)!r}")
+
+
+@test
+def bad_writes_are_refused_and_ask_for_nothing(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    for text in ("banana\n", "2", "10", "1 1", " 1", "1\n\n", "\n", "yes", "x" * 70000):
+        fails(errno.EINVAL, lambda: m.write(PRELOAD, text))
+    expect((fake.count("warm"), fake.count("unload")) == (0, 0), "a bad write became an order")
+    r = t.run("sh", "-c", f"echo banana >{m.path / PRELOAD}", code=None)
+    expect(r.code != 0, f"the shell is told nothing\n{r}")
+
+
+@test
+def refusals_come_back_as_errno(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    for code, error in (("forbidden", errno.EACCES), ("bad-request", errno.EINVAL),
+                        ("busy", errno.EBUSY), ("no-such-model", errno.ENOENT),
+                        ("load-failed", errno.EIO), ("internal", errno.EIO)):
+        fake.do(f"refuse {code}")
+        fails(error, lambda: m.write(PRELOAD, "1"))
+        fails(error, lambda: m.write(PRELOAD, "0"))
+
+
+@test
+def preload_starts_an_activated_daemon_and_looks_do_not(t):
+    t.write("s.models", "alpha\n")
+    fake = Fake(t, "--activated")
+    m = t.mount(fake)
+    for name in ("status", STATE, "metrics/hearth.prom", WAIT, "pool/stats"):
+        m.read(name)
+    names(m, "models/alpha")
+    m.write(PRELOAD, "0")
+    expect(fake.count("hello") == 0, "a look has started the daemon")
+    expect(m.read("status") == "inactive\n", m.read("status"))
+    m.write(PRELOAD, "1")
+    expect(m.read(STATE) == "queued\n", m.read(STATE))
+    expect(m.read("status") == "running\n", m.read("status"))
+    expect(fake.count("warm") == 1, "the order did not arrive once")
+
+
+@test
+def preload_where_nobody_listens_is_refused(t):
+    t.write("s.models", "alpha\n")
+    m = t.mount(t.dir / "s")
+    fails(errno.ECONNREFUSED, lambda: m.write(PRELOAD, "1"))
+    m.write(PRELOAD, "0")
+
+
+@test
+def preload_of_a_silent_daemon_times_out_and_holds_nobody_up(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    expect(m.read(STATE) == "cold\n", "not there")
+    fake.do("mute")
+    box = []
+    writer = threading.Thread(target=lambda: box.append(_errno_of(lambda: m.write(PRELOAD, "1"))))
+    writer.start()
+    expect(m.read("README"), "README cannot be read meanwhile")
+    expect(m.read(STATE) == "cold\n", "the last copy is not given")
+    writer.join(20)
+    expect(box == [errno.ETIMEDOUT], f"the write came to {box}")
+
+
+def _errno_of(action):
+    try:
+        action()
+    except OSError as e:
+        return e.errno
+    return 0
+
+
+@test
+def only_roots_and_its_own_uid_give_orders(t):
+    t.need_root()
+    fake = Fake(t)
+    m = t.mount(fake)
+    gid = os.stat(m.path / PRELOAD).st_gid
+    script = ("import os\nos.setgroups([])\nos.setgid({gid})\nos.setuid(65534)\n"
+              "print(open('{state}').read().strip())\n"
+              "try:\n    os.write(os.open('{preload}', os.O_WRONLY), b'1')\n"
+              "except OSError as e:\n    print(e.errno)\n")
+    for group in (gid, 65534):
+        r = t.run("/usr/bin/python3", "-c",
+                  script.format(gid=group, state=m.path / STATE, preload=m.path / PRELOAD))
+        expect(r.out == f"cold\n{errno.EACCES}\n", f"{r}")
+    expect(fake.count("warm") == 0, "somebody else's order was passed on")
+
+
+# ---- bad days of the daemon ----
+
+@test
+def stopped_daemon_hangs_nobody(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fake.do("state ready")
+    until(m, STATE, "ready\n")
+    before = m.read("metrics/hearth.prom")
+    fake.process.send_signal(signal.SIGSTOP)
+    try:
+        until(m, "status", "unresponsive\n")
+        for _ in range(3):
+            expect(m.read(STATE) == "ready\n", "the last state is not given")
+            expect(m.read("metrics/hearth.prom") == before, "the last metrics are not given")
+            expect(m.read("status") == "unresponsive\n", m.read("status"))
+            expect(names(m, "models") == ["alpha"], names(m, "models"))
+    finally:
+        fake.process.send_signal(signal.SIGCONT)
+    until(m, "status", "running\n")
+    fake.do("state cold")
+    until(m, STATE, "cold\n")
+
+
+@test
+def mount_over_a_stopped_daemon_works(t):
+    fake = Fake(t)
+    t.write("s.models", "alpha\n")
+    fake.process.send_signal(signal.SIGSTOP)
+    try:
+        m = t.mount(fake)
+        expect(m.read("status") == "unresponsive\n", m.read("status"))
+        expect(m.read("version") and names(m), "the mount is empty")
+    finally:
+        fake.process.send_signal(signal.SIGCONT)
+    until(m, "status", "running\n")
+
+
+@test
+def without_a_daemon_everything_is_cold(t):
+    t.write("s.models", "alpha\nbeta\n../x\n")
+    m = t.mount(t.dir / "s")
+    expect(m.read("status") == "inactive\n", m.read("status"))
+    expect(names(m, "models") == ["alpha", "beta"], names(m, "models"))
+    expect(m.read(STATE) == "cold\n", m.read(STATE))
+    expect(m.read(WAIT) == "cold\n", m.read(WAIT))
+    expect(m.read("models/beta/progress") == "done_bytes 0\ntotal_bytes 0\n", "progress")
+    expect("\nhearth_up 0\n" in m.read("metrics/hearth.prom"), m.read("metrics/hearth.prom"))
+    expect(m.read("pool/stats") == "", "there are figures of nobody")
+
+
+@test
+def daemon_that_goes_and_comes_back_is_followed(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fake.do("state ready")
+    until(m, STATE, "ready\n")
+    fake.stop()
+    until(m, "status", "inactive\n")
+    expect(m.read(STATE) == "cold\n", "a state outlived its daemon")
+    expect("\nhearth_up 0\n" in m.read("metrics/hearth.prom"), "it is said to be up")
+    fake = Fake(t)
+    until(m, "status", "running\n")
+    m.write(PRELOAD, "1")
+    expect(m.read(STATE) == "queued\n", m.read(STATE))
+
+
+@test
+def wait_ends_when_the_daemon_dies(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fake.do("state loading")
+    until(m, STATE, "loading\n")
+    reader = Reader(m.path / WAIT)
+    expect(reader.blocked(), f"wait ended with {reader.value!r}")
+    fake.process.kill()
+    fake.process.wait()
+    expect(reader.result() == "cold\n", f"wait gave {reader.value!r}")
+
+
+@test
+def daemon_on_its_way_out_is_draining(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    expect(m.read("status") == "running\n", m.read("status"))
+    fake.do("goaway")
+    until(m, "status", "running\n")  # a new connection was made
+    expect(fake.count("hello") == 2, "it did not connect again")
+
+
+# ---- readers ----
+
+@test
+def file_keeps_what_it_held_when_opened(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fd = os.open(m.path / STATE, os.O_RDONLY)
+    fake.do("state ready")
+    until(m, STATE, "ready\n")
+    expect(os.pread(fd, 100, 0) == b"cold\n", "the snapshot moved")
+    expect(os.pread(fd, 100, 2) == b"ld\n" and os.pread(fd, 100, 5) == b"", "slices are wrong")
+    expect(os.pread(fd, 100, 1 << 40) == b"", "there is something beyond the end")
+    os.close(fd)
+
+
+@test
+def poll_wakes_on_a_change(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fd = os.open(m.path / STATE, os.O_RDONLY)
+    poller = select.poll()
+    poller.register(fd, select.POLLPRI)
+    expect(poller.poll(200) == [], "poll wakes without a change")
+    fake.do("state ready")
+    expect(poller.poll(20000) == [(fd, select.POLLPRI)], "poll does not wake")
+    expect(os.pread(fd, 100, 0) == b"ready\n", "after a change offset 0 gives the new value")
+    expect(poller.poll(0) == [], "the change is told twice")
+    os.close(fd)
+
+
+@test
+def poll_of_wait_tells_when_it_would_not_block(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fake.do("state loading")
+    until(m, STATE, "loading\n")
+    fd = os.open(m.path / WAIT, os.O_RDONLY | os.O_NONBLOCK)
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    expect(poller.poll(200) == [], "it is said to be over")
+    fails(errno.EAGAIN, lambda: os.read(fd, 100))
+    fake.do("state ready")
+    expect(poller.poll(20000) == [(fd, select.POLLIN)], "poll does not wake")
+    expect(os.read(fd, 100) == b"ready\n", "the state is not told")
+    os.close(fd)
+
+
+@test
+def blocked_read_can_be_interrupted(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fake.do("state loading")
+    until(m, STATE, "loading\n")
+    cat = t.start("cat", m.path / WAIT, stdout=subprocess.PIPE)
+    time.sleep(0.3)
+    expect(cat.poll() is None, "wait did not block")
+    cat.send_signal(signal.SIGINT)
+    expect(cat.wait(20) == -signal.SIGINT, "cat did not die of the signal")
+    expect(m.read(STATE) == "loading\n", "the mount suffered")
+
+
+@test
+def blocked_readers_are_bounded_and_others_read_on(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fake.do("state loading")
+    until(m, STATE, "loading\n")
+    readers = [Reader(m.path / WAIT) for _ in range(80)]
+    wait_for(lambda: sum(r.value == errno.EAGAIN for r in readers) == 16, "16 of 80 to be refused")
+    expect(m.read(STATE) == "loading\n", "others cannot read")
+    fake.do("state ready")
+    expect(sorted(str(r.result()) for r in readers) == [str(errno.EAGAIN)] * 16 + ["ready\n"] * 64,
+           "not all 64 were told")
+
+
+@test
+def many_readers_read_at_once(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    expect(m.read(STATE) == "cold\n", m.read(STATE))
+    bad = []
+
+    def read():
+        for _ in range(200):
+            text = (m.path / STATE).read_text()
+            if text not in ("cold\n", "ready\n"):
+                bad.append(text)
+    threads = [threading.Thread(target=read) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    fake.do("state ready")
+    for thread in threads:
+        thread.join(30)
+        expect(not thread.is_alive(), "a reader hangs")
+    expect(bad == [], f"readers saw {bad[:3]}")
+    expect(fake.count("hello") == 1, "more than one connection was made")
+    expect(fake.count("models") < 500, f"3,200 reads asked {fake.count('models')} times")
+
+
+# ---- hearthfs's own days ----
+
+@test
+def killed_hearthfs_leaves_a_clear_state(t):
+    t.need_root()
+    fake = Fake(t)
+    m = t.mount(fake)
+    m.process.kill()
+    m.process.wait()
+    fails(errno.ENOTCONN, lambda: m.read(STATE))
+    r = t.run("hearthfs", "--socket", fake.socket, m.path, code=1)
+    expect(f"fusermount3 -u {m.path}" in r.err and r.err.count("\n") == 1, f"{r}")
+    t.run("fusermount3", "-u", m.path)
+    t.mounts.remove(m)
+    m.path.rmdir()
+    m = t.mount(fake)
+    expect(m.read(STATE) == "cold\n", "it does not work again")
+
+
+@test
+def sigterm_unmounts_with_readers_blocked_and_files_open(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fake.do("state loading")
+    until(m, STATE, "loading\n")
+    fd = os.open(m.path / STATE, os.O_RDONLY)
+    reader = Reader(m.path / WAIT)
+    expect(reader.blocked(), "wait did not block")
+    m.stop()
+    expect(isinstance(reader.result(), int), f"the blocked read gave {reader.value!r}")
+    os.close(fd)
+
+
+@test
+def sigint_ends_it_as_well(t):
+    m = t.mount(Fake(t))
+    m.process.send_signal(signal.SIGINT)
+    expect(m.process.wait(20) == 0 and not m.mounted(), "it did not unmount")
+
+
+@test
+def unmounted_from_outside_it_ends_well(t):
+    m = t.mount(Fake(t))
+    t.run("fusermount3", "-u", m.path)
+    expect(m.process.wait(20) == 0, "it did not end with 0")
+
+
+@test
+def unusable_mount_points_are_told_apart(t):
+    file = t.write("file", "")
+    for path, sentence in ((t.dir / "nowhere", "mkdir -p"), (file, "not a directory")):
+        r = t.run("hearthfs", "--socket", t.dir / "s", path, code=1)
+        expect(sentence in r.err and str(path) in r.err and r.err.startswith("hearthfs: "), f"{r}")
+
+
+@test
+def usage_of_hearthfs_is_told(t):
+    for args in ((), ("a", "b"), ("--socket",), ("--nonsense", "a")):
+        r = t.run("hearthfs", *args, code=2)
+        expect("Usage: hearthfs" in r.err, f"{r}")
+    expect("Usage: hearthfs" in t.run("hearthfs", "--help").out, "no help")
+    expect(t.run("hearthfs", "--version").out.startswith("hearthfs "), "no version")
+
+
+@test
+def too_long_socket_path_is_told(t):
+    (t.dir / "m").mkdir()
+    r = t.run("hearthfs", "--socket", "/" + "x" * 120, t.dir / "m", code=1)
+    expect("longer than" in r.err, f"{r}")
+    r = t.run("hearthfs", "--socket", "/" + "x" * 104, t.dir / "m", code=1)
+    expect("too long" in r.err, f"{r}")
