@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "lib/cleanup.h"
 
@@ -202,8 +203,7 @@ static uint32_t cut_top_p(struct candidate *candidates, uint32_t n, double sum, 
         candidates[i] = candidates[k];
         candidates[k] = swap;
     }
-    for (uint32_t i = 0; i < taken; i++)
-        candidates[i] = candidates[left + i];
+    memmove(candidates, candidates + left, taken * sizeof(*candidates));
     return taken;
 }
 
