@@ -1,0 +1,785 @@
+#include "daemon/model/registry.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/log.h"
+#include "daemon/model/builtin.h"
+#include "daemon/model/residency.h"
+#include "daemon/queue.h"
+#include "lib/cleanup.h"
+
+/* Least time between two looks through the directories that requests ask for. */
+#define RESCAN_EVERY_US 1000000u
+
+/* Room in memory that a load asks for beyond its file's size, in percent: padding of packed rows
+ * and the tokenizer. The true size is counted once it is known. */
+#define LOAD_EXTRA_PERCENT 10u
+
+/* Messages from loader threads that can wait at once: two a task, of at most one task a model. */
+#define REGISTRY_MESSAGES (4u * CATALOG_MAX_MODELS)
+
+enum message_kind { MESSAGE_BEGUN, MESSAGE_DONE };
+
+struct registry {
+    struct registry_options options;
+    struct loader_options loader_options;
+    struct loader *loader;
+    struct queue *queue;
+    struct model_entry *entries; /* uthash, sorted by name */
+    uint64_t freeing_bytes;      /* of models whose memory is being given back */
+    uint64_t scanned_us;
+    struct load_task *scan; /* the look that is under way */
+    bool shutting_down;
+};
+
+static uint64_t now_us(const struct registry *registry)
+{
+    return clock_now_us(registry->options.clock);
+}
+
+const char *model_state_name(enum model_state state)
+{
+    static const char *const names[] = {
+        [MODEL_COLD] = "cold",       [MODEL_QUEUED] = "queued", [MODEL_LOADING] = "loading",
+        [MODEL_WARMING] = "warming", [MODEL_READY] = "ready",   [MODEL_DRAINING] = "draining",
+        [MODEL_FAILED] = "failed",
+    };
+    return names[state];
+}
+
+static void set_state(struct registry *registry, struct model_entry *entry, enum model_state state)
+{
+    uint64_t ready = 0;
+
+    entry->state = state;
+    entry->state_since_us = now_us(registry);
+    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
+        ready += e->state == MODEL_READY;
+    metrics_set(registry->options.metrics, M_MODELS_READY, ready);
+    metrics_set(registry->options.metrics, M_MODEL_BYTES, registry_loaded_bytes(registry));
+    registry->options.ops.changed(registry->options.ops.userdata, entry);
+}
+
+/* ---- the list of names ---- */
+
+/* Written anew and moved into place, so that a reader sees the old list or the new one. */
+static void write_names(const struct registry *registry)
+{
+    _cleanup_free_ char *temporary = NULL;
+    const char *path = registry->options.names_path;
+    FILE *out;
+
+    if (!path || asprintf(&temporary, "%s.new", path) < 0)
+        return;
+    out = fopen(temporary, "we");
+    if (!out)
+        return;
+    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
+        fprintf(out, "%s\n", e->name);
+    if (fclose(out) != 0 || rename(temporary, path) < 0)
+        unlink(temporary);
+}
+
+static int by_name(const struct model_entry *a, const struct model_entry *b)
+{
+    return strcmp(a->name, b->name);
+}
+
+static struct model_entry *entry_free(struct model_entry *entry)
+{
+    free(entry->path);
+    free(entry);
+    return NULL;
+}
+
+static void entry_delete(struct registry *registry, struct model_entry *entry)
+{
+    HASH_DEL(registry->entries, entry);
+    entry_free(entry);
+}
+
+static bool entry_at_rest(const struct model_entry *entry)
+{
+    return (entry->state == MODEL_COLD || entry->state == MODEL_FAILED) && entry->in_use == 0;
+}
+
+static int entry_update(struct registry *registry, struct catalog_item *item)
+{
+    struct model_entry *entry = registry_find(registry, item->name);
+
+    if (!entry) {
+        entry = calloc(1, sizeof(*entry));
+        if (!entry)
+            return -ENOMEM;
+        memcpy(entry->name, item->name, sizeof(entry->name));
+        entry->state_since_us = now_us(registry);
+        HASH_ADD_STR(registry->entries, name, entry);
+    }
+    entry->gone = false;
+    entry->config = item->config;
+    entry->pinned = item->config && item->config->pinned;
+    /* A model that is loaded goes on with the file it came from. */
+    if (entry_at_rest(entry)) {
+        free(entry->path);
+        entry->path = TAKE_PTR(item->path);
+    }
+    return 0;
+}
+
+/* Brings the entries up to date with what was found on disk. */
+static int catalog_apply(struct registry *registry, struct catalog *catalog)
+{
+    struct model_entry *entry, *next;
+    int r = 0;
+
+    HASH_ITER (hh, registry->entries, entry, next) {
+        entry->gone = true;
+    }
+    for (size_t i = 0; i < catalog->n_items && r == 0; i++)
+        r = entry_update(registry, &catalog->items[i]);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < catalog->n_notes; i++)
+        log_warning("%s", catalog->notes[i]);
+    HASH_ITER (hh, registry->entries, entry, next) {
+        if (entry->gone && entry_at_rest(entry))
+            entry_delete(registry, entry);
+    }
+    HASH_SORT(registry->entries, by_name);
+    write_names(registry);
+    return 0;
+}
+
+static void scan_call(struct load_task *task)
+{
+    const struct registry *registry = task->subject;
+    struct catalog *catalog = NULL;
+
+    task->error = catalog_read(registry->options.config, &catalog);
+    task->result = catalog;
+}
+
+static void scan_done(struct registry *registry, struct load_task *task)
+{
+    struct catalog *catalog = task->result;
+
+    registry->scan = NULL;
+    if (task->error == 0)
+        catalog_apply(registry, catalog);
+    catalog_free(catalog);
+    registry->options.ops.changed(registry->options.ops.userdata, NULL);
+}
+
+bool registry_rescan(struct registry *registry, bool force)
+{
+    uint64_t now = now_us(registry);
+
+    if (registry->scan)
+        return true;
+    if (!force && now - registry->scanned_us < RESCAN_EVERY_US)
+        return false;
+    registry->scan = load_task_new(TASK_CALL, registry);
+    if (!registry->scan)
+        return false;
+    registry->scanned_us = now;
+    registry->scan->call = scan_call;
+    loader_submit(registry->loader, registry->scan);
+    return true;
+}
+
+/* ---- loading ---- */
+
+static void load_failed(struct registry *registry, struct model_entry *entry, enum wire_code code,
+                        const char *sentence)
+{
+    entry->code = code;
+    entry->reserved_bytes = 0;
+    snprintf(entry->error, sizeof(entry->error), "%s", sentence);
+    set_state(registry, entry, MODEL_FAILED);
+}
+
+static uint64_t file_bytes(const struct model_entry *entry)
+{
+    struct file_identity identity;
+
+    if (!entry->path)
+        return builtin_size();
+    return file_identity_get(entry->path, &identity) < 0 ? 0 : identity.size;
+}
+
+static void start_task(struct registry *registry, struct model_entry *entry)
+{
+    struct load_task *task = load_task_new(TASK_LOAD, entry);
+
+    if (task && entry->path)
+        task->path = strdup(entry->path);
+    if (!task || (entry->path && !task->path)) {
+        load_task_free(task);
+        load_failed(registry, entry, CODE_NO_MEMORY, "no memory for the load");
+        return;
+    }
+    task->priority = entry->priority;
+    if (!entry->path) {
+        task->memory = builtin_bytes();
+        task->memory_bytes = builtin_size();
+    }
+    task->context_tokens = entry->config ? entry->config->context : 0;
+    entry->task = task;
+    entry->progress_bytes = 0;
+    entry->progress_at_us = now_us(registry);
+    if (registry->options.config->loading.async) {
+        loader_submit(registry->loader, task);
+    } else {
+        load_run(&registry->loader_options, task);
+        registry->loader_options.done(registry->loader_options.userdata, task);
+    }
+}
+
+/* What is loaded, as residency sees it. The last of the list is memory on its way back. */
+static size_t list_residents(const struct registry *registry, const struct model_entry *but,
+                             struct resident *residents, struct model_entry **entries)
+{
+    size_t n = 0;
+
+    for (struct model_entry *e = registry->entries; e; e = e->hh.next) {
+        if (e == but || e->reserved_bytes == 0)
+            continue;
+        entries[n] = e;
+        residents[n++] = (struct resident){
+            .bytes = e->reserved_bytes,
+            .last_used_us = e->last_used_us,
+            .fixed = e->state != MODEL_READY || e->in_use > 0 || e->pinned,
+            .leaving = e->state == MODEL_DRAINING,
+        };
+    }
+    entries[n] = NULL;
+    residents[n++] = (struct resident){.bytes = registry->freeing_bytes, .leaving = true};
+    return n;
+}
+
+/* Starts the load of a queued entry when there is room, and makes room where that may be. */
+static void start_when_room(struct registry *registry, struct model_entry *entry)
+{
+    size_t n = HASH_COUNT(registry->entries) + 1, n_evict;
+    _cleanup_free_ struct resident *residents = calloc(n, sizeof(*residents));
+    _cleanup_free_ struct model_entry **entries = calloc(n, sizeof(*entries));
+    _cleanup_free_ size_t *evict = calloc(n, sizeof(*evict));
+    uint64_t need = file_bytes(entry) / 100 * (100 + LOAD_EXTRA_PERCENT);
+    char sentence[FAULT_TEXT_BYTES];
+
+    if (!residents || !entries || !evict) {
+        load_failed(registry, entry, CODE_NO_MEMORY, "no memory for the load");
+        return;
+    }
+    n = list_residents(registry, entry, residents, entries);
+    switch (residency_decide(residents, n, registry->options.budget_bytes, need, evict, &n_evict)) {
+    case RESIDENCY_FITS:
+        entry->reserved_bytes = need;
+        start_task(registry, entry);
+        break;
+    case RESIDENCY_EVICT:
+        for (size_t i = 0; i < n_evict; i++)
+            registry_unload(registry, entries[evict[i]]);
+        break;
+    case RESIDENCY_WAIT: break;
+    case RESIDENCY_IMPOSSIBLE:
+        snprintf(sentence, sizeof(sentence),
+                 "%s needs %" PRIu64 " MiB, and of the memory_budget of %" PRIu64 " MiB %" PRIu64
+                 " MiB are in use; unload a model or raise the budget",
+                 entry->name, need >> 20, registry->options.budget_bytes >> 20,
+                 registry_loaded_bytes(registry) >> 20);
+        load_failed(registry, entry, CODE_NO_MEMORY, sentence);
+        break;
+    }
+}
+
+/* Room may have come free: those that wait for it try again. */
+static void start_waiting(struct registry *registry)
+{
+    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
+        if (e->state == MODEL_QUEUED && !e->task)
+            start_when_room(registry, e);
+}
+
+static bool failure_stands(struct registry *registry, struct model_entry *entry)
+{
+    struct file_identity now;
+
+    (void)registry;
+    /* A lack of memory, or a file that could not be read, may be over by now. */
+    if (entry->code != CODE_LOAD_FAILED || !entry->path)
+        return !entry->path && entry->code == CODE_LOAD_FAILED;
+    return file_identity_get(entry->path, &now) == 0 && file_identity_equal(&now, &entry->identity);
+}
+
+int registry_want(struct registry *registry, struct model_entry *entry, enum load_priority priority,
+                  bool retry)
+{
+    switch (entry->state) {
+    case MODEL_READY: return 0;
+    case MODEL_QUEUED:
+    case MODEL_LOADING:
+    case MODEL_WARMING:
+        if (priority < entry->priority) {
+            entry->priority = priority;
+            if (entry->task)
+                loader_promote(registry->loader, entry->task, priority);
+        }
+        return 1;
+    case MODEL_DRAINING:
+        entry->again = true;
+        entry->priority = priority;
+        return 1;
+    case MODEL_FAILED:
+        if (!retry && failure_stands(registry, entry))
+            return -EIO;
+        break;
+    case MODEL_COLD: break;
+    }
+    entry->priority = priority;
+    entry->error[0] = 0;
+    set_state(registry, entry, MODEL_QUEUED);
+    start_when_room(registry, entry);
+    if (entry->state == MODEL_FAILED)
+        return -EIO;
+    return entry->state == MODEL_READY ? 0 : 1;
+}
+
+static void go_cold(struct registry *registry, struct model_entry *entry)
+{
+    bool again = entry->again;
+
+    entry->again = false;
+    entry->wanted = again && entry->wanted;
+    entry->reserved_bytes = 0;
+    set_state(registry, entry, MODEL_COLD);
+    if (again && !registry->shutting_down) {
+        entry->wanted = true;
+        registry_want(registry, entry, entry->priority, false);
+    } else if (entry->gone && entry_at_rest(entry)) {
+        entry_delete(registry, entry);
+        write_names(registry);
+        registry->options.ops.changed(registry->options.ops.userdata, NULL);
+    }
+}
+
+static void load_done(struct registry *registry, struct model_entry *entry, struct load_task *task)
+{
+    const struct model_info *info;
+
+    entry->task = NULL;
+    entry->identity = task->identity;
+    entry->load_us = task->load_us;
+    if (task->error == -ECANCELED) {
+        go_cold(registry, entry);
+        return;
+    }
+    if (task->error < 0) {
+        load_failed(registry, entry, task->error == -ENOMEM ? CODE_NO_MEMORY : CODE_LOAD_FAILED,
+                    task->fault.text);
+        return;
+    }
+    entry->model = TAKE_PTR(task->model);
+    entry->loaded_bytes = atomic_load(&task->progress.total_bytes);
+    info = model_info(entry->model);
+    entry->reserved_bytes = info->weight_bytes + info->other_bytes;
+    set_state(registry, entry, MODEL_WARMING);
+    if (registry->options.ops.attach(registry->options.ops.userdata, entry) < 0)
+        registry_warmed(registry, entry, "no memory for the model's lane");
+}
+
+/* Gives a model's memory back on a loader thread: unmapping gigabytes takes a while. */
+static void free_model(struct registry *registry, struct model_entry *entry)
+{
+    struct load_task *task = load_task_new(TASK_FREE, NULL);
+
+    if (!task) {
+        entry->model = model_free(entry->model);
+        return;
+    }
+    task->priority = LOAD_INTERACTIVE; /* somebody may wait for the room */
+    task->model = TAKE_PTR(entry->model);
+    task->memory_bytes = entry->reserved_bytes;
+    registry->freeing_bytes += entry->reserved_bytes;
+    loader_submit(registry->loader, task);
+}
+
+void registry_warmed(struct registry *registry, struct model_entry *entry, const char *error)
+{
+    assert(entry->state == MODEL_WARMING);
+    if (error) {
+        char sentence[FAULT_TEXT_BYTES];
+        snprintf(sentence, sizeof(sentence), "%s", error);
+        free_model(registry, entry);
+        load_failed(registry, entry, CODE_LOAD_FAILED, sentence);
+        start_waiting(registry);
+        return;
+    }
+    entry->last_used_us = now_us(registry);
+    set_state(registry, entry, MODEL_READY);
+    if (entry->again || registry->shutting_down) { /* unloaded while it was warming */
+        entry->again = false;
+        registry_unload(registry, entry);
+    }
+}
+
+void registry_detached(struct registry *registry, struct model_entry *entry)
+{
+    assert(entry->state == MODEL_DRAINING);
+    metrics_add(registry->options.metrics, M_UNLOADS, 1);
+    free_model(registry, entry);
+    go_cold(registry, entry);
+    start_waiting(registry);
+}
+
+void registry_unload(struct registry *registry, struct model_entry *entry)
+{
+    entry->wanted = false;
+    switch (entry->state) {
+    case MODEL_QUEUED:
+    case MODEL_LOADING:
+        if (entry->task)
+            loader_cancel(registry->loader, entry->task); /* its `done` makes the model cold */
+        else
+            go_cold(registry, entry);
+        break;
+    case MODEL_WARMING: entry->again = true; break;
+    case MODEL_READY:
+        entry->again = false;
+        entry->deadline_us = now_us(registry) + registry->options.config->drain_timeout_us;
+        set_state(registry, entry, MODEL_DRAINING);
+        if (entry->in_use == 0)
+            registry->options.ops.detach(registry->options.ops.userdata, entry);
+        break;
+    case MODEL_DRAINING: entry->again = false; break;
+    case MODEL_FAILED: go_cold(registry, entry); break;
+    case MODEL_COLD: break;
+    }
+}
+
+/* ---- use ---- */
+
+static void note_user(struct model_entry *entry, uint32_t uid, uint64_t now)
+{
+    uint32_t at = 0;
+
+    while (at < entry->n_users && entry->users[at].uid != uid)
+        at++;
+    if (at == entry->n_users && entry->n_users < MODEL_USERS)
+        entry->n_users++;
+    else if (at == entry->n_users) /* full: the one longest ago gives way */
+        for (uint32_t i = at = 0; i < MODEL_USERS; i++)
+            if (entry->users[i].at_us < entry->users[at].at_us)
+                at = i;
+    entry->users[at].uid = uid;
+    entry->users[at].at_us = now;
+}
+
+void registry_use(struct registry *registry, struct model_entry *entry, uint32_t uid)
+{
+    entry->in_use++;
+    entry->requests++;
+    entry->last_used_us = now_us(registry);
+    note_user(entry, uid, entry->last_used_us);
+}
+
+void registry_unuse(struct registry *registry, struct model_entry *entry)
+{
+    assert(entry->in_use > 0);
+    entry->in_use--;
+    entry->last_used_us = now_us(registry);
+    if (entry->in_use == 0 && entry->state == MODEL_DRAINING)
+        registry->options.ops.detach(registry->options.ops.userdata, entry);
+}
+
+bool registry_used_by_others(const struct registry *registry, const struct model_entry *entry,
+                             uint32_t uid)
+{
+    uint64_t now = now_us(registry);
+
+    for (uint32_t i = 0; i < entry->n_users; i++)
+        if (entry->users[i].uid != uid && now - entry->users[i].at_us < MODEL_RECENT_US)
+            return true;
+    return false;
+}
+
+/* ---- events and time ---- */
+
+static void push_message(void *userdata, struct load_task *task, uint32_t kind)
+{
+    struct registry *registry = userdata;
+    struct message message = {.kind = kind, .subject = task};
+    int r = queue_push(registry->queue, &message);
+
+    assert(r == 0); /* room for every task's two messages */
+    (void)r;
+}
+
+static void on_begun(void *userdata, struct load_task *task)
+{
+    push_message(userdata, task, MESSAGE_BEGUN);
+}
+
+static void on_done(void *userdata, struct load_task *task)
+{
+    push_message(userdata, task, MESSAGE_DONE);
+}
+
+static void take_done(struct registry *registry, struct load_task *task)
+{
+    struct model_entry *entry = task->subject;
+
+    switch (task->kind) {
+    case TASK_CALL: scan_done(registry, task); break;
+    case TASK_FREE:
+        registry->freeing_bytes -= task->memory_bytes;
+        start_waiting(registry);
+        break;
+    case TASK_LOAD:
+        /* One given up after its time limit has no entry any more. */
+        if (entry && entry->task == task)
+            load_done(registry, entry, task);
+        break;
+    }
+    load_task_free(task);
+}
+
+void registry_dispatch(struct registry *registry)
+{
+    const struct message *messages;
+    size_t n;
+
+    queue_clear_wakeup(registry->queue);
+    n = queue_take(registry->queue, &messages);
+    for (size_t i = 0; i < n; i++) {
+        struct load_task *task = messages[i].subject;
+        struct model_entry *entry = task->subject;
+        if (messages[i].kind == MESSAGE_DONE)
+            take_done(registry, task);
+        else if (task->kind == TASK_LOAD && entry && entry->task == task &&
+                 entry->state == MODEL_QUEUED)
+            set_state(registry, entry, MODEL_LOADING);
+    }
+}
+
+/* A load without progress for loading.timeout is given up; its thread ends when its read does. */
+static void check_progress(struct registry *registry, struct model_entry *entry, uint64_t now)
+{
+    uint64_t done = atomic_load(&entry->task->progress.done_bytes);
+    char sentence[FAULT_TEXT_BYTES];
+
+    if (done != entry->progress_bytes || !atomic_load(&entry->task->started)) {
+        entry->progress_bytes = done;
+        entry->progress_at_us = now;
+        return;
+    }
+    if (now - entry->progress_at_us < registry->options.config->loading.timeout_us)
+        return;
+    snprintf(sentence, sizeof(sentence),
+             "reading %s has made no progress for %" PRIu64 " s after %" PRIu64 " bytes",
+             entry->path ? entry->path : entry->name,
+             registry->options.config->loading.timeout_us / 1000000u, done);
+    loader_cancel(registry->loader, entry->task);
+    entry->task->subject = NULL;
+    entry->task = NULL;
+    load_failed(registry, entry, CODE_LOAD_FAILED, sentence);
+}
+
+void registry_tick(struct registry *registry)
+{
+    uint64_t now = now_us(registry);
+    struct model_entry *entry, *next;
+
+    HASH_ITER (hh, registry->entries, entry, next) {
+        uint64_t keep_alive_us = entry->config ? entry->config->keep_alive_us : 0;
+        if (entry->task)
+            check_progress(registry, entry, now);
+        else if (entry->state == MODEL_DRAINING && now >= entry->deadline_us && entry->in_use > 0)
+            registry->options.ops.expel(registry->options.ops.userdata, entry);
+        else if (entry->state == MODEL_READY && keep_alive_us > 0 && entry->in_use == 0 &&
+                 !entry->pinned && now - entry->last_used_us > keep_alive_us)
+            registry_unload(registry, entry);
+    }
+}
+
+bool registry_shut_down(struct registry *registry)
+{
+    struct model_entry *entry, *next;
+    bool quiet = true;
+
+    registry->shutting_down = true;
+    HASH_ITER (hh, registry->entries, entry, next) {
+        if (entry->state == MODEL_COLD || entry->state == MODEL_FAILED)
+            continue;
+        registry_unload(registry, entry);
+        quiet = false;
+    }
+    return quiet;
+}
+
+/* ---- life ---- */
+
+int registry_new(const struct registry_options *options, struct registry **ret_registry,
+                 struct fault *ret_fault)
+{
+    struct registry *registry = calloc(1, sizeof(*registry));
+    struct catalog *catalog = NULL;
+    int r;
+
+    if (!registry)
+        return fault_set(ret_fault, -ENOMEM, "no memory for the registry");
+    registry->options = *options;
+    registry->loader_options = (struct loader_options){
+        .kernels = options->kernels,
+        .max_concurrent = options->config->loading.max_concurrent,
+        .retries = options->config->loading.retries,
+        .metrics = options->metrics,
+        .clock = options->clock,
+        .begun = on_begun,
+        .done = on_done,
+        .userdata = registry,
+    };
+    r = catalog_read(options->config, &catalog);
+    if (r == 0)
+        r = catalog_apply(registry, catalog);
+    if (r == 0)
+        r = queue_new(REGISTRY_MESSAGES, &registry->queue);
+    if (r < 0)
+        fault_set(ret_fault, r, "cannot set up the registry: %s", strerror(-r));
+    else
+        r = loader_new(&registry->loader_options, &registry->loader, ret_fault);
+    catalog_free(catalog);
+    if (r < 0) {
+        registry_free(registry);
+        return r;
+    }
+    registry->scanned_us = now_us(registry);
+    *ret_registry = registry;
+    return 0;
+}
+
+struct registry *registry_free(struct registry *registry)
+{
+    struct model_entry *entry, *next;
+
+    if (!registry)
+        return NULL;
+    registry->loader = loader_free(registry->loader);
+    if (registry->queue) {
+        const struct message *messages;
+        size_t n = queue_take(registry->queue, &messages);
+        for (size_t i = 0; i < n; i++) {
+            struct load_task *task = messages[i].subject;
+            if (messages[i].kind != MESSAGE_DONE)
+                continue;
+            if (task->kind == TASK_CALL)
+                catalog_free(task->result);
+            load_task_free(task);
+        }
+    }
+    registry->queue = queue_free(registry->queue);
+    HASH_ITER (hh, registry->entries, entry, next) {
+        model_free(entry->model);
+        entry_delete(registry, entry);
+    }
+    free(registry);
+    return NULL;
+}
+
+int registry_fd(const struct registry *registry)
+{
+    return queue_fd(registry->queue);
+}
+
+struct model_entry *registry_find(struct registry *registry, const char *name)
+{
+    struct model_entry *entry;
+
+    HASH_FIND_STR(registry->entries, name, entry);
+    return entry;
+}
+
+struct model_entry *registry_first(struct registry *registry)
+{
+    return registry->entries;
+}
+
+size_t registry_n_models(const struct registry *registry)
+{
+    return HASH_COUNT(registry->entries);
+}
+
+uint64_t registry_loaded_bytes(const struct registry *registry)
+{
+    uint64_t bytes = registry->freeing_bytes;
+
+    for (const struct model_entry *e = registry->entries; e; e = e->hh.next)
+        bytes += e->reserved_bytes;
+    return bytes;
+}
+
+/* ---- text ---- */
+
+void registry_write_info(const struct model_entry *entry, FILE *out)
+{
+    static const char *const strategies[] = {
+        [PRELOAD_LAZY] = "lazy", [PRELOAD_EAGER] = "eager", [PRELOAD_NONE] = "none"};
+
+    fprintf(out, "name %s\npath %s\n", entry->name, entry->path ? entry->path : "built-in");
+    fprintf(out, "strategy %s\npinned %d\n",
+            strategies[entry->config ? entry->config->preload : PRELOAD_LAZY], entry->pinned);
+    if (entry->model) {
+        const struct model_info *info = model_info(entry->model);
+        fprintf(out, "architecture %s\ntypes %s\nparameters %" PRIu64 "\n", info->architecture,
+                info->types, info->n_params);
+        fprintf(out,
+                "vocabulary %u\nembedding %u\nlayers %u\nheads %u\nkv_heads %u\nfeed_forward %u\n",
+                info->n_vocab, info->n_embd, info->n_layers, info->n_heads, info->n_kv_heads,
+                info->n_ff);
+        fprintf(out,
+                "context_tokens %u\nweight_bytes %" PRIu64 "\nkv_bytes_per_token %" PRIu64 "\n",
+                info->context_tokens, info->weight_bytes, info->kv_token_bytes);
+    }
+}
+
+void registry_write_stats(const struct model_entry *entry, FILE *out)
+{
+    fprintf(out, "requests %" PRIu64 "\ntokens %" PRIu64 "\nin_use %u\nload_us %" PRIu64 "\n",
+            entry->requests, entry->tokens, entry->in_use, entry->load_us);
+}
+
+void registry_write_prometheus(struct registry *registry, FILE *out)
+{
+    fprintf(out, "# HELP hearth_model_ready Whether the model is ready\n"
+                 "# TYPE hearth_model_ready gauge\n");
+    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
+        fprintf(out, "hearth_model_ready{model=\"%s\"} %d\n", e->name, e->state == MODEL_READY);
+    fprintf(out, "# HELP hearth_model_memory_bytes Memory of the model's weights and tables\n"
+                 "# TYPE hearth_model_memory_bytes gauge\n");
+    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
+        fprintf(out, "hearth_model_memory_bytes{model=\"%s\"} %" PRIu64 "\n", e->name,
+                e->reserved_bytes);
+    fprintf(out, "# HELP hearth_model_requests_total Requests that used the model\n"
+                 "# TYPE hearth_model_requests_total counter\n");
+    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
+        fprintf(out, "hearth_model_requests_total{model=\"%s\"} %" PRIu64 "\n", e->name,
+                e->requests);
+}
+
+int registry_list_names(const struct config *config, FILE *out, struct fault *ret_fault)
+{
+    struct catalog *catalog;
+    int r = catalog_read(config, &catalog);
+
+    if (r < 0)
+        return fault_set(ret_fault, r, "cannot list the models: %s", strerror(-r));
+    for (size_t i = 0; i < catalog->n_items; i++)
+        fprintf(out, "%s\n", catalog->items[i].name);
+    catalog_free(catalog);
+    return 0;
+}

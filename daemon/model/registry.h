@@ -1,0 +1,146 @@
+/* The registry: every model there is, by name, and the state each is in.
+ *
+ * cold -> queued -> loading -> warming -> ready -> draining -> cold; `failed` keeps its reason.
+ * Names come from the configuration, from the models directories (NAME.gguf) and from the binary
+ * itself (ember); the first that has a name keeps it. Loads go through the async loader; room is
+ * made by residency. What happens above (running requests, the engine thread) is told through
+ * `registry_ops`, which the upper side provides.
+ *
+ * Hides files, directories, load tasks, the budget. Thread: the reactor's. */
+#ifndef HEARTH_MODEL_REGISTRY_H
+#define HEARTH_MODEL_REGISTRY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <uthash.h>
+
+#include "daemon/clock.h"
+#include "daemon/config.h"
+#include "daemon/model/async_loader.h"
+#include "daemon/model/catalog.h"
+#include "lib/wire.h"
+
+enum model_state {
+    MODEL_COLD,
+    MODEL_QUEUED,
+    MODEL_LOADING,
+    MODEL_WARMING,
+    MODEL_READY,
+    MODEL_DRAINING,
+    MODEL_FAILED,
+};
+
+/* Users remembered per model, for "what nobody else used in the last 60 s". */
+#define MODEL_USERS     16u
+#define MODEL_RECENT_US 60000000u
+
+struct model_entry {
+    char name[WIRE_MAX_MODEL_NAME + 1];
+    char *path;                        /* NULL: built in */
+    const struct config_model *config; /* NULL: none of its own */
+    enum model_state state;
+    bool gone;   /* its file was not there at the last look; goes once it is cold */
+    bool wanted; /* `preload` reads 1 */
+    bool again;  /* asked for while draining: queued once it is cold */
+    bool pinned;
+    enum load_priority priority; /* of the load asked for */
+    uint32_t in_use;             /* requests that wait for it or run on it */
+    uint64_t last_used_us, state_since_us, deadline_us /* of draining */;
+    uint64_t load_us;          /* the last load's duration */
+    uint64_t reserved_bytes;   /* counted against the budget while queued, loading or loaded */
+    uint64_t requests, tokens; /* for stats */
+    uint64_t progress_bytes, progress_at_us; /* a load's last sign of life */
+    struct load_task *task;                  /* the load under way */
+    uint64_t loaded_bytes;                   /* of the file's tensor data, once loaded */
+    struct model *model;                     /* from warming to draining */
+    uint64_t fingerprint;          /* the upper side's: of file, variant and KV type, once ready */
+    void *attachment;              /* the upper side's, as long as it has the model */
+    struct file_identity identity; /* of the file that was loaded or that failed */
+    enum wire_code code;           /* failed: with this code */
+    char error[FAULT_TEXT_BYTES];
+    struct {
+        uint32_t uid;
+        uint64_t at_us;
+    } users[MODEL_USERS];
+    uint32_t n_users;
+    UT_hash_handle hh;
+};
+
+/* The upper side. */
+struct registry_ops {
+    /* The model is loaded: take it and run a step, then call registry_warmed(). -errno. */
+    int (*attach)(void *userdata, struct model_entry *entry);
+    /* Let go of it, once nothing runs on it, then call registry_detached(). */
+    void (*detach)(void *userdata, struct model_entry *entry);
+    /* Draining has taken too long: end what still runs on it. */
+    void (*expel)(void *userdata, struct model_entry *entry);
+    /* The state (or the list of models: entry NULL) has changed. */
+    void (*changed)(void *userdata, struct model_entry *entry);
+    void *userdata;
+};
+
+struct registry_options {
+    const struct config *config;
+    const struct kernel_table *kernels;
+    struct metrics *metrics;
+    const struct clock *clock;
+    uint64_t budget_bytes;  /* for models */
+    const char *names_path; /* list of names for when no daemon runs; NULL: none is written */
+    struct registry_ops ops;
+};
+
+struct registry;
+
+/* Looks through the directories (this once in the calling thread) and starts the loader. */
+int registry_new(const struct registry_options *options, struct registry **ret_registry,
+                 struct fault *ret_fault);
+/* Models must have been detached. Returns NULL. */
+struct registry *registry_free(struct registry *registry);
+/* Readable when registry_dispatch() has something to do. */
+int registry_fd(const struct registry *registry);
+void registry_dispatch(struct registry *registry);
+/* Time limits; call at least once a second. */
+void registry_tick(struct registry *registry);
+
+const char *model_state_name(enum model_state state);
+
+struct model_entry *registry_find(struct registry *registry, const char *name);
+/* All entries, in the order of their names: uthash's `hh.next`. */
+struct model_entry *registry_first(struct registry *registry);
+size_t registry_n_models(const struct registry *registry);
+uint64_t registry_loaded_bytes(const struct registry *registry);
+
+/* Looks through the directories again, on a loader thread; `changed(NULL)` follows. False: too soon
+ * after the last time (`force` does not ask), and nothing follows. */
+bool registry_rescan(struct registry *registry, bool force);
+
+/* Wants the model: 0, it is ready; 1, it is on its way (`changed` will say how it goes); -EIO: it
+ * has failed and its file is still the same (entry->code, entry->error). `retry`: try that, too. */
+int registry_want(struct registry *registry, struct model_entry *entry, enum load_priority priority,
+                  bool retry);
+/* Lets it go: cancels a load, drains a ready one. */
+void registry_unload(struct registry *registry, struct model_entry *entry);
+/* A request of `uid` begins or ends to use it. */
+void registry_use(struct registry *registry, struct model_entry *entry, uint32_t uid);
+void registry_unuse(struct registry *registry, struct model_entry *entry);
+/* Whether somebody other than `uid` used it within MODEL_RECENT_US. */
+bool registry_used_by_others(const struct registry *registry, const struct model_entry *entry,
+                             uint32_t uid);
+/* The upper side's answers. */
+void registry_warmed(struct registry *registry, struct model_entry *entry, const char *error);
+void registry_detached(struct registry *registry, struct model_entry *entry);
+/* Unloads everything; true once nothing is loaded or loading any more. */
+bool registry_shut_down(struct registry *registry);
+
+/* Flat `key value` lines. */
+void registry_write_info(const struct model_entry *entry, FILE *out);
+void registry_write_stats(const struct model_entry *entry, FILE *out);
+/* Per-model series of hearth.prom. */
+void registry_write_prometheus(struct registry *registry, FILE *out);
+
+/* The names alone, for `hearthd --list`: one a line. */
+int registry_list_names(const struct config *config, FILE *out, struct fault *ret_fault);
+
+#endif

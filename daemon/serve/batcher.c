@@ -1,0 +1,648 @@
+#include "daemon/serve/batcher.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/cleanup.h"
+
+/* A step's time is predicted as columns x this moving average; a new lane starts here. */
+#define FIRST_US_PER_COLUMN 10.0
+#define AVERAGE_WEIGHT      0.2
+
+/* Least columns a prompt's chunk has, however slow the model: one KV page. */
+#define MIN_CHUNK_COLUMNS 16u
+
+struct job_list {
+    struct job *head, *tail;
+    uint32_t n;
+};
+
+/* One user's engine time over all lanes. */
+struct account {
+    uint32_t uid;
+    uint64_t engine_us; /* charged, ever */
+    double virtual_us;  /* the same, raised to the others' when the user comes back from idle */
+    uint32_t n_active;  /* jobs waiting or running */
+    uint32_t n_shares;
+    struct account *next;
+};
+
+/* One user's waiting jobs in one lane. */
+struct share {
+    struct lane *lane;
+    struct account *account;
+    struct job_list waiting[BATCHER_PRIORITIES];
+    uint32_t n_jobs;  /* in whatever state */
+    uint64_t columns; /* in the open step */
+    struct share *next;
+};
+
+struct lane {
+    struct batcher *batcher;
+    void *subject;
+    struct share *shares;
+    struct job_list running;
+    uint32_t n_waiting, n_jobs;
+    double us_per_column;
+    bool open;
+    bool starved; /* nothing could be composed: KV memory is out until something leaves */
+    struct batch batch;
+    struct lane *next;
+};
+
+struct batcher {
+    struct batcher_options options;
+    struct account *accounts;
+    struct lane *lanes;
+    struct job_list refused;
+    struct job **heap; /* by deadline */
+    size_t heap_len, heap_capacity;
+    uint32_t n_waiting, n_running, n_parked;
+};
+
+/* ---- lists ---- */
+
+static void list_append(struct job_list *list, struct job *job)
+{
+    job->previous = list->tail;
+    job->next = NULL;
+    if (list->tail)
+        list->tail->next = job;
+    else
+        list->head = job;
+    list->tail = job;
+    list->n++;
+}
+
+static void list_prepend(struct job_list *list, struct job *job)
+{
+    job->previous = NULL;
+    job->next = list->head;
+    if (list->head)
+        list->head->previous = job;
+    else
+        list->tail = job;
+    list->head = job;
+    list->n++;
+}
+
+static void list_remove(struct job_list *list, struct job *job)
+{
+    if (job->previous)
+        job->previous->next = job->next;
+    else
+        list->head = job->next;
+    if (job->next)
+        job->next->previous = job->previous;
+    else
+        list->tail = job->previous;
+    job->previous = job->next = NULL;
+    list->n--;
+}
+
+/* ---- deadlines: a binary heap, the earliest on top ---- */
+
+static void heap_place(struct batcher *batcher, size_t at, struct job *job)
+{
+    batcher->heap[at] = job;
+    job->heap_index = at + 1;
+}
+
+static void heap_up(struct batcher *batcher, size_t at, struct job *job)
+{
+    while (at > 0) {
+        size_t parent = (at - 1) / 2;
+        if (batcher->heap[parent]->deadline_us <= job->deadline_us)
+            break;
+        heap_place(batcher, at, batcher->heap[parent]);
+        at = parent;
+    }
+    heap_place(batcher, at, job);
+}
+
+static void heap_down(struct batcher *batcher, size_t at, struct job *job)
+{
+    for (;;) {
+        size_t child = 2 * at + 1;
+        if (child >= batcher->heap_len)
+            break;
+        if (child + 1 < batcher->heap_len &&
+            batcher->heap[child + 1]->deadline_us < batcher->heap[child]->deadline_us)
+            child++;
+        if (batcher->heap[child]->deadline_us >= job->deadline_us)
+            break;
+        heap_place(batcher, at, batcher->heap[child]);
+        at = child;
+    }
+    heap_place(batcher, at, job);
+}
+
+static int heap_add(struct batcher *batcher, struct job *job)
+{
+    if (batcher->heap_len == batcher->heap_capacity) {
+        size_t capacity = batcher->heap_capacity ? 2 * batcher->heap_capacity : 64;
+        struct job **heap = reallocarray(batcher->heap, capacity, sizeof(*heap));
+        if (!heap)
+            return -ENOMEM;
+        batcher->heap = heap;
+        batcher->heap_capacity = capacity;
+    }
+    heap_up(batcher, batcher->heap_len++, job);
+    return 0;
+}
+
+static void heap_remove(struct batcher *batcher, struct job *job)
+{
+    size_t at = job->heap_index - 1;
+    struct job *last;
+
+    if (job->heap_index == 0)
+        return;
+    job->heap_index = 0;
+    last = batcher->heap[--batcher->heap_len];
+    if (last == job)
+        return;
+    heap_up(batcher, at, last);
+    heap_down(batcher, last->heap_index - 1, last);
+}
+
+/* ---- accounts and shares ---- */
+
+static struct account *account_find(const struct batcher *batcher, uint32_t uid)
+{
+    struct account *account = batcher->accounts;
+
+    while (account && account->uid != uid)
+        account = account->next;
+    return account;
+}
+
+/* A user who had nothing to do has saved nothing up: his time starts at the least of those at
+ * work. */
+static void account_activate(struct batcher *batcher, struct account *account)
+{
+    double least = -1;
+
+    if (account->n_active++ > 0)
+        return;
+    for (struct account *a = batcher->accounts; a; a = a->next)
+        if (a != account && a->n_active > 0 && (least < 0 || a->virtual_us < least))
+            least = a->virtual_us;
+    if (least > account->virtual_us)
+        account->virtual_us = least;
+}
+
+static struct account *account_get(struct batcher *batcher, uint32_t uid)
+{
+    struct account *account = account_find(batcher, uid);
+
+    if (account)
+        return account;
+    account = calloc(1, sizeof(*account));
+    if (!account)
+        return NULL;
+    account->uid = uid;
+    account->next = batcher->accounts;
+    batcher->accounts = account;
+    return account;
+}
+
+static struct share *share_get(struct lane *lane, uint32_t uid)
+{
+    struct share *share = lane->shares;
+
+    while (share && share->account->uid != uid)
+        share = share->next;
+    if (share)
+        return share;
+    share = calloc(1, sizeof(*share));
+    if (!share)
+        return NULL;
+    share->account = account_get(lane->batcher, uid);
+    if (!share->account) {
+        free(share);
+        return NULL;
+    }
+    share->account->n_shares++;
+    share->lane = lane;
+    share->next = lane->shares;
+    lane->shares = share;
+    return share;
+}
+
+static bool share_waits(const struct share *share)
+{
+    for (uint32_t i = 0; i < BATCHER_PRIORITIES; i++)
+        if (share->waiting[i].n > 0)
+            return true;
+    return false;
+}
+
+/* ---- batcher and lanes ---- */
+
+int batcher_new(const struct batcher_options *options, struct batcher **ret_batcher)
+{
+    struct batcher *batcher;
+
+    assert(options->max_batch > 0 && options->max_columns > 0 && options->admit);
+    batcher = calloc(1, sizeof(*batcher));
+    if (!batcher)
+        return -ENOMEM;
+    batcher->options = *options;
+    *ret_batcher = batcher;
+    return 0;
+}
+
+struct batcher *batcher_free(struct batcher *batcher)
+{
+    if (!batcher)
+        return NULL;
+    assert(!batcher->lanes);
+    while (batcher->accounts) {
+        struct account *account = batcher->accounts;
+        batcher->accounts = account->next;
+        free(account);
+    }
+    free(batcher->heap);
+    free(batcher);
+    return NULL;
+}
+
+int lane_new(struct batcher *batcher, void *subject, struct lane **ret_lane)
+{
+    struct lane *lane = calloc(1, sizeof(*lane));
+
+    if (!lane)
+        return -ENOMEM;
+    lane->batch.jobs = calloc(batcher->options.max_batch, sizeof(*lane->batch.jobs));
+    if (!lane->batch.jobs) {
+        free(lane);
+        return -ENOMEM;
+    }
+    lane->batcher = batcher;
+    lane->subject = subject;
+    lane->us_per_column = FIRST_US_PER_COLUMN;
+    lane->next = batcher->lanes;
+    batcher->lanes = lane;
+    *ret_lane = lane;
+    return 0;
+}
+
+struct lane *lane_free(struct lane *lane)
+{
+    struct lane **at;
+
+    if (!lane)
+        return NULL;
+    assert(lane->n_jobs == 0 && !lane->open);
+    for (at = &lane->batcher->lanes; *at != lane; at = &(*at)->next)
+        ;
+    *at = lane->next;
+    while (lane->shares) {
+        struct share *share = lane->shares;
+        lane->shares = share->next;
+        share->account->n_shares--;
+        free(share);
+    }
+    free(lane->batch.jobs);
+    free(lane);
+    return NULL;
+}
+
+void *lane_subject(const struct lane *lane)
+{
+    return lane->subject;
+}
+
+uint32_t lane_n_jobs(const struct lane *lane)
+{
+    return lane->n_jobs;
+}
+
+bool lane_step_open(const struct lane *lane)
+{
+    return lane->open;
+}
+
+const struct batch *batcher_batch(const struct lane *lane)
+{
+    return &lane->batch;
+}
+
+/* ---- jobs ---- */
+
+static void job_wait(struct batcher *batcher, struct job *job)
+{
+    struct job_list *list = &job->share->waiting[job->priority];
+
+    job->state = JOB_WAITING;
+    /* One that has its memory was running before: it goes first. */
+    if (job->admitted)
+        list_prepend(list, job);
+    else
+        list_append(list, job);
+    job->lane->n_waiting++;
+    job->lane->starved = false;
+    batcher->n_waiting++;
+    account_activate(batcher, job->share->account);
+}
+
+/* Takes the job out of the list it is in. */
+static void job_leave(struct batcher *batcher, struct job *job)
+{
+    struct lane *lane = job->lane;
+
+    switch (job->state) {
+    case JOB_WAITING:
+        list_remove(&job->share->waiting[job->priority], job);
+        lane->n_waiting--;
+        batcher->n_waiting--;
+        job->share->account->n_active--;
+        break;
+    case JOB_RUNNING:
+        list_remove(&lane->running, job);
+        batcher->n_running--;
+        job->share->account->n_active--;
+        break;
+    case JOB_PARKED: batcher->n_parked--; break;
+    case JOB_IDLE: break;
+    }
+    job->state = JOB_IDLE;
+    /* Room may have come free, here and, KV memory being one pool, in every lane. */
+    for (struct lane *l = batcher->lanes; l; l = l->next)
+        l->starved = false;
+}
+
+int batcher_add(struct batcher *batcher, struct job *job, uint64_t now_us)
+{
+    (void)now_us;
+    assert(job->state == JOB_IDLE && job->known > 0 && job->priority < BATCHER_PRIORITIES);
+    job->share = share_get(job->lane, job->uid);
+    if (!job->share)
+        return -ENOMEM;
+    if (job->deadline_us && heap_add(batcher, job) < 0)
+        return -ENOMEM;
+    job->share->n_jobs++;
+    job->lane->n_jobs++;
+    job_wait(batcher, job);
+    return 0;
+}
+
+void batcher_remove(struct batcher *batcher, struct job *job)
+{
+    assert(job->chunk == 0);
+    if (job->state == JOB_IDLE)
+        return;
+    job_leave(batcher, job);
+    heap_remove(batcher, job);
+    job->share->n_jobs--;
+    job->lane->n_jobs--;
+}
+
+void batcher_park(struct batcher *batcher, struct job *job)
+{
+    assert(job->chunk == 0);
+    if (job->state == JOB_PARKED || job->state == JOB_IDLE)
+        return;
+    job_leave(batcher, job);
+    job->state = JOB_PARKED;
+    batcher->n_parked++;
+}
+
+void batcher_unpark(struct batcher *batcher, struct job *job, uint64_t now_us)
+{
+    (void)now_us;
+    if (job->state != JOB_PARKED)
+        return;
+    batcher->n_parked--;
+    job_wait(batcher, job);
+}
+
+/* ---- composing ---- */
+
+/* The waiting job that is next in the lane: of the user with the least engine time, the most
+ * urgent, the earliest. */
+static struct job *next_waiting(const struct lane *lane)
+{
+    const struct share *best = NULL;
+
+    for (const struct share *share = lane->shares; share; share = share->next)
+        if (share_waits(share) && (!best || share->account->virtual_us < best->account->virtual_us))
+            best = share;
+    if (!best)
+        return NULL;
+    for (uint32_t i = 0; i < BATCHER_PRIORITIES; i++)
+        if (best->waiting[i].head)
+            return best->waiting[i].head;
+    return NULL;
+}
+
+/* Lets waiting jobs join while there are places and KV memory. While it picks, each pick is charged
+ * its predicted cost, so that the places of one step are shared fairly too. */
+static void join_waiting(struct batcher *batcher, struct lane *lane)
+{
+    struct job *job;
+
+    while (lane->running.n < batcher->options.max_batch && (job = next_waiting(lane))) {
+        int r = job->admitted ? 0 : batcher->options.admit(batcher->options.userdata, job);
+        if (r == -EAGAIN)
+            return;
+        job_leave(batcher, job);
+        if (r < 0) {
+            heap_remove(batcher, job);
+            job->share->n_jobs--;
+            lane->n_jobs--;
+            list_append(&batcher->refused, job);
+            continue;
+        }
+        job->admitted = true;
+        job->state = JOB_RUNNING;
+        list_append(&lane->running, job);
+        batcher->n_running++;
+        job->share->account->n_active++;
+        job->share->account->virtual_us += lane->us_per_column * (job->known - job->fed);
+        job->share->columns += job->known - job->fed;
+    }
+}
+
+/* Takes back what join_waiting() charged ahead: the slices charge what it really costs. */
+static void uncharge_joined(struct lane *lane)
+{
+    for (struct share *share = lane->shares; share; share = share->next) {
+        share->account->virtual_us -= lane->us_per_column * (double)share->columns;
+        share->columns = 0;
+    }
+}
+
+static uint32_t column_budget(const struct batcher *batcher, const struct lane *lane)
+{
+    double columns = (double)batcher->options.chunk_target_us / lane->us_per_column;
+
+    if (columns < MIN_CHUNK_COLUMNS)
+        columns = MIN_CHUNK_COLUMNS;
+    return columns < batcher->options.max_columns ? (uint32_t)columns
+                                                  : batcher->options.max_columns;
+}
+
+static void batch_put(struct batch *batch, struct job *job, uint32_t chunk)
+{
+    job->chunk = chunk;
+    job->share->columns += chunk;
+    batch->jobs[batch->n_jobs++] = job;
+    batch->n_columns += chunk;
+}
+
+/* A step still waits for company: fewer jobs than min_batch, and the eldest has not waited
+ * max_delay_us yet. */
+static bool held_back(const struct batcher *batcher, const struct lane *lane, uint64_t now_us,
+                      uint64_t *ret_until_us)
+{
+    uint64_t eldest_us = UINT64_MAX;
+
+    if (batcher->options.max_delay_us == 0 || batcher->options.min_batch <= 1 ||
+        lane->running.n > 0 || lane->n_waiting >= batcher->options.min_batch)
+        return false;
+    for (const struct share *share = lane->shares; share; share = share->next)
+        for (uint32_t i = 0; i < BATCHER_PRIORITIES; i++)
+            if (share->waiting[i].head)
+                eldest_us = MIN(eldest_us, share->waiting[i].head->arrived_us);
+    *ret_until_us = eldest_us + batcher->options.max_delay_us;
+    return *ret_until_us > now_us;
+}
+
+bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us,
+                     const struct batch **ret_batch)
+{
+    struct batch *batch = &lane->batch;
+    uint32_t budget = column_budget(batcher, lane);
+
+    (void)now_us;
+    assert(!lane->open);
+    join_waiting(batcher, lane);
+    uncharge_joined(lane);
+    batch->n_jobs = batch->n_columns = 0;
+    batch->n_runnable = lane->running.n;
+    /* Those that are generating first: each costs one column and a reader watches it. */
+    for (struct job *job = lane->running.head; job; job = job->next)
+        if (job->known - job->fed == 1 && batch->n_columns < batcher->options.max_columns)
+            batch_put(batch, job, 1);
+    for (struct job *job = lane->running.head; job; job = job->next) {
+        uint32_t left = batch->n_columns < budget ? budget - batch->n_columns : 0;
+        if (job->known - job->fed > 1 && left > 0)
+            batch_put(batch, job, MIN(job->known - job->fed, left));
+    }
+    lane->starved = batch->n_jobs == 0;
+    lane->open = batch->n_jobs > 0;
+    *ret_batch = batch;
+    return lane->open;
+}
+
+/* Engine time of the lane's user who had least. */
+static double lane_least_us(const struct lane *lane)
+{
+    double least = -1;
+
+    for (const struct share *share = lane->shares; share; share = share->next)
+        if (share->n_jobs > 0 && (share->columns > 0 || share->account->n_active > 0) &&
+            (least < 0 || share->account->virtual_us < least))
+            least = share->account->virtual_us;
+    return least;
+}
+
+struct lane *batcher_pick(struct batcher *batcher, uint64_t now_us, uint64_t *ret_wake_us)
+{
+    struct lane *best = NULL;
+    double best_us = 0;
+
+    *ret_wake_us = batcher->heap_len > 0 ? batcher->heap[0]->deadline_us : UINT64_MAX;
+    for (struct lane *lane = batcher->lanes; lane; lane = lane->next) {
+        uint64_t until_us;
+        double us;
+        if (!lane->open) {
+            if (lane->starved || lane->running.n + lane->n_waiting == 0)
+                continue;
+            if (held_back(batcher, lane, now_us, &until_us)) {
+                *ret_wake_us = MIN(*ret_wake_us, until_us);
+                continue;
+            }
+        }
+        us = lane_least_us(lane);
+        if (!best || us < best_us) {
+            best = lane;
+            best_us = us;
+        }
+    }
+    return best;
+}
+
+void batcher_charge(struct batcher *batcher, struct lane *lane, uint64_t us)
+{
+    (void)batcher;
+    assert(lane->open);
+    for (struct share *share = lane->shares; share; share = share->next) {
+        double part = (double)us * (double)share->columns / lane->batch.n_columns;
+        share->account->virtual_us += part;
+        share->account->engine_us += (uint64_t)(part + 0.5);
+    }
+}
+
+void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us)
+{
+    struct batch *batch = &lane->batch;
+    double per_column = (double)us / batch->n_columns;
+
+    (void)batcher;
+    assert(lane->open);
+    lane->us_per_column += AVERAGE_WEIGHT * (per_column - lane->us_per_column);
+    if (lane->us_per_column < 0.01)
+        lane->us_per_column = 0.01;
+    for (uint32_t i = 0; i < batch->n_jobs; i++) {
+        batch->jobs[i]->fed += batch->jobs[i]->chunk;
+        batch->jobs[i]->chunk = 0;
+    }
+    for (struct share *share = lane->shares; share; share = share->next)
+        share->columns = 0;
+    lane->open = false;
+}
+
+struct job *batcher_expired(struct batcher *batcher, uint64_t now_us)
+{
+    /* One in an open step is looked at again when the step is over. */
+    for (size_t i = 0; i < batcher->heap_len && batcher->heap[i]->deadline_us <= now_us; i++)
+        if (batcher->heap[i]->chunk == 0)
+            return batcher->heap[i];
+    return NULL;
+}
+
+struct job *batcher_refused(struct batcher *batcher)
+{
+    struct job *job = batcher->refused.head;
+
+    if (job)
+        list_remove(&batcher->refused, job);
+    return job;
+}
+
+uint64_t batcher_uid_us(const struct batcher *batcher, uint32_t uid)
+{
+    const struct account *account = account_find(batcher, uid);
+
+    return account ? account->engine_us : 0;
+}
+
+uint32_t batcher_n_waiting(const struct batcher *batcher)
+{
+    return batcher->n_waiting;
+}
+
+uint32_t batcher_n_running(const struct batcher *batcher)
+{
+    return batcher->n_running;
+}
+
+uint32_t batcher_n_parked(const struct batcher *batcher)
+{
+    return batcher->n_parked;
+}

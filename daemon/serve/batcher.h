@@ -1,0 +1,117 @@
+/* The batcher: composes the next engine step from what waits now.
+ *
+ * Continuous and work-conserving: jobs join and leave between steps, an idle engine starts at once
+ * with what is there. Every model has a lane; a lane's running jobs (at most max_batch) are all
+ * advanced by its next step, waiting ones join when a place and KV memory are free. Between lanes
+ * and between users the order is engine time: whoever had least goes on, and a step is charged to
+ * its users by the columns they had in it. Within a user: priority, then arrival.
+ *
+ * A function of (state, now): it reads no clock, allocates only per lane and per user, and knows
+ * nothing of sockets, models or text, so that tests run it in virtual time. KV memory is asked for
+ * through `admit`.
+ *
+ * Hides: the queues, the fair shares, the size of prompt chunks. Thread: the engine thread. */
+#ifndef HEARTH_SERVE_BATCHER_H
+#define HEARTH_SERVE_BATCHER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define BATCHER_PRIORITIES 2u
+
+struct batcher;
+struct lane;
+struct share;
+
+enum job_state {
+    JOB_IDLE,    /* not with the batcher */
+    JOB_WAITING, /* for a place in the batch, or for KV memory */
+    JOB_RUNNING, /* advanced by every step of its lane */
+    JOB_PARKED,  /* its reader takes nothing; not computed */
+};
+
+/* What the batcher knows of a request; embedded in it. */
+struct job {
+    /* Set by the submitter. */
+    struct lane *lane;
+    uint32_t uid;
+    uint32_t priority; /* 0 interactive .. BATCHER_PRIORITIES - 1 */
+    uint64_t arrived_us;
+    uint64_t deadline_us; /* absolute; 0: none */
+    uint32_t known;       /* tokens known: the prompt, and each that was sampled */
+    /* The batcher's. */
+    uint32_t fed;   /* of these, computed */
+    uint32_t chunk; /* columns in the open step; 0: not in it */
+    enum job_state state;
+    bool admitted; /* has its KV memory */
+    struct share *share;
+    struct job *previous, *next;
+    size_t heap_index; /* place among the deadlines + 1; 0: none */
+};
+
+struct batcher_options {
+    uint32_t max_batch;
+    uint32_t min_batch; /* wait for so many, at most max_delay_us */
+    uint64_t max_delay_us;
+    uint64_t chunk_target_us; /* bound of a step by predicted time */
+    uint32_t max_columns;     /* bound of a step by the engine's memory */
+    /* Gives a job its KV memory: 0, -EAGAIN (not now), or another error, which the batcher keeps
+     * in no form: the callee has noted it, and the job is handed out by batcher_refused(). */
+    int (*admit)(void *userdata, struct job *job);
+    void *userdata;
+};
+
+struct batch {
+    struct job **jobs; /* their chunk says how many columns each has */
+    uint32_t n_jobs;
+    uint32_t n_columns;
+    uint32_t n_runnable; /* jobs that could have been advanced, at most max_batch */
+};
+
+int batcher_new(const struct batcher_options *options, struct batcher **ret_batcher);
+/* Jobs and lanes must be gone. Returns NULL. */
+struct batcher *batcher_free(struct batcher *batcher);
+
+/* A model's lane; `subject` is the caller's. */
+int lane_new(struct batcher *batcher, void *subject, struct lane **ret_lane);
+struct lane *lane_free(struct lane *lane); /* no jobs left */
+void *lane_subject(const struct lane *lane);
+uint32_t lane_n_jobs(const struct lane *lane);
+
+/* Hands a job in (JOB_IDLE, the submitter's fields set). -ENOMEM. */
+int batcher_add(struct batcher *batcher, struct job *job, uint64_t now_us);
+/* Takes it out, in whatever state. Not while it is in the open step (chunk != 0). */
+void batcher_remove(struct batcher *batcher, struct job *job);
+/* Not computed until batcher_unpark(). */
+void batcher_park(struct batcher *batcher, struct job *job);
+void batcher_unpark(struct batcher *batcher, struct job *job, uint64_t now_us);
+
+/* The lane to work on now: one whose step is open, or that has a step to compose. NULL: nothing to
+ * do before *ret_wake_us (UINT64_MAX: before something is added). */
+struct lane *batcher_pick(struct batcher *batcher, uint64_t now_us, uint64_t *ret_wake_us);
+bool lane_step_open(const struct lane *lane);
+/* The batch of the open step. */
+const struct batch *batcher_batch(const struct lane *lane);
+/* Opens the lane's next step; the batch is valid until batcher_close(). False: nothing to run (all
+ * that waits, waits for KV memory). */
+bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us,
+                     const struct batch **ret_batch);
+/* A slice of the lane's open step took `us`: its users are charged. */
+void batcher_charge(struct batcher *batcher, struct lane *lane, uint64_t us);
+/* The step is done: `fed` of its jobs moves on. `us`: the step's whole time, for prediction. */
+void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us);
+
+/* A job whose deadline has passed and that is in no open step, or NULL. Still the batcher's. */
+struct job *batcher_expired(struct batcher *batcher, uint64_t now_us);
+/* A job that `admit` refused for good, or NULL. It is JOB_IDLE now. */
+struct job *batcher_refused(struct batcher *batcher);
+
+/* Engine time charged to a user so far, microseconds; 0 for one unknown. */
+uint64_t batcher_uid_us(const struct batcher *batcher, uint32_t uid);
+/* Jobs by state, over all lanes. */
+uint32_t batcher_n_waiting(const struct batcher *batcher);
+uint32_t batcher_n_running(const struct batcher *batcher);
+uint32_t batcher_n_parked(const struct batcher *batcher);
+
+#endif

@@ -1,0 +1,44 @@
+/* A peer: one connected client as the serving side sees it: who it is, what it asked for, and a
+ * buffer of frames on their way to it.
+ *
+ * Embedded in the connection, which owns the socket. Serving writes frames into `out` and calls
+ * peer_wants_flush(); the connection sends them at the end of the wake-up. Thread: the reactor. */
+#ifndef HEARTH_SERVE_PEER_H
+#define HEARTH_SERVE_PEER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "lib/wire.h"
+
+struct account_entry;
+struct request;
+
+/* Groups of a peer that are looked at. */
+#define PEER_MAX_GROUPS 256u
+
+struct peer {
+    uid_t uid; /* by SO_PEERCRED */
+    gid_t gid;
+    pid_t pid;
+    int fd;           /* for SO_PEERGROUPS */
+    uint64_t number;  /* of the connection, for the log */
+    bool status_only; /* came through the status socket */
+    bool congested;   /* its unsent output has reached limits.stream_buffer */
+    uint32_t n_requests;
+    uint64_t n_requests_ever;
+    struct request *requests; /* live ones */
+    struct account_entry *account;
+    struct wire_buffer out;
+    size_t out_sent; /* bytes of it that the socket has taken */
+    void (*wants_flush)(struct peer *peer);
+};
+
+static inline size_t peer_unsent(const struct peer *peer)
+{
+    return peer->out.len - peer->out_sent;
+}
+
+#endif

@@ -1,0 +1,285 @@
+/* Questions about models and state, and the requests that change residency: everything that is
+ * answered from what the reactor knows. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/serve/service_internal.h"
+#include "lib/cleanup.h"
+
+/* Text made by `fn`, malloc'd; NULL when memory is out. */
+static char *text_of(void (*fn)(const struct model_entry *entry, FILE *out),
+                     const struct model_entry *entry, size_t *ret_len)
+{
+    char *text = NULL;
+    FILE *out = open_memstream(&text, ret_len);
+
+    if (!out)
+        return NULL;
+    fn(entry, out);
+    if (fclose(out) == 0)
+        return text;
+    free(text);
+    return NULL;
+}
+
+static void put_progress(struct wire_buffer *out, const struct model_entry *entry)
+{
+    uint64_t done = 0, total = 0;
+
+    if (entry->task) {
+        done = atomic_load(&entry->task->progress.done_bytes);
+        total = atomic_load(&entry->task->progress.total_bytes);
+    } else if (entry->model) {
+        done = total = entry->loaded_bytes;
+    }
+    wire_put_text(out, TAG_MODEL, entry->name);
+    wire_put_text(out, TAG_STATE, model_state_name(entry->state));
+    wire_put_number(out, TAG_DONE_BYTES, done);
+    wire_put_number(out, TAG_TOTAL_BYTES, total);
+}
+
+void question_progress(struct request *request, const struct model_entry *entry)
+{
+    struct wire_buffer *out;
+
+    if (!request->peer)
+        return;
+    out = reply_begin(request->peer, WIRE_ITEM, request->key.id);
+    put_progress(out, entry);
+    reply_end(request->peer);
+}
+
+static void reply_model(struct peer *peer, uint64_t id, const struct model_entry *entry)
+{
+    size_t info_len = 0, stats_len = 0;
+    _cleanup_free_ char *info = text_of(registry_write_info, entry, &info_len);
+    _cleanup_free_ char *stats = text_of(registry_write_stats, entry, &stats_len);
+    struct wire_buffer *out = reply_begin(peer, WIRE_ITEM, id);
+
+    put_progress(out, entry);
+    wire_put_number(out, TAG_MEMORY_BYTES, entry->model ? entry->reserved_bytes : 0);
+    wire_put_number(out, TAG_PRELOAD, entry->wanted);
+    wire_put_number(out, TAG_PINNED, entry->pinned);
+    wire_put_number(out, TAG_KEEP_ALIVE_US, entry->config ? entry->config->keep_alive_us : 0);
+    wire_put_number(out, TAG_HOLDS, 0);
+    if (info)
+        wire_put_bytes(out, TAG_INFO, info, info_len);
+    if (stats)
+        wire_put_bytes(out, TAG_STATS, stats, stats_len);
+    if (entry->state == MODEL_FAILED)
+        wire_put_text(out, TAG_SENTENCE, entry->error);
+    reply_end(peer);
+}
+
+void question_models(struct service *service, struct peer *peer, uint64_t id,
+                     const struct request_options *options)
+{
+    struct model_entry *entry;
+
+    if (options->model[0]) {
+        entry = registry_find(service->registry, options->model);
+        if (!entry) {
+            reply_error(peer, id, CODE_NO_SUCH_MODEL, "there is no model %s", options->model);
+            return;
+        }
+        reply_model(peer, id, entry);
+    } else {
+        for (entry = registry_first(service->registry); entry; entry = entry->hh.next)
+            reply_model(peer, id, entry);
+    }
+    reply_done(peer, id);
+}
+
+const char *service_state(const struct service *service)
+{
+    return service->draining ? "draining" : "running";
+}
+
+void service_write_summary(struct service *service, FILE *out)
+{
+    uint32_t ready = 0;
+
+    for (struct model_entry *e = registry_first(service->registry); e; e = e->hh.next)
+        ready += e->state == MODEL_READY;
+    fprintf(out, "%u of %zu models ready, %u connections, %u requests", ready,
+            registry_n_models(service->registry), admission_n_connections(service->admission),
+            service->n_requests);
+}
+
+void question_status(struct service *service, struct peer *peer, uint64_t id)
+{
+    const struct config *config = service->options.config;
+    char *info = NULL;
+    size_t len = 0;
+    FILE *text = open_memstream(&info, &len);
+    struct wire_buffer *out;
+
+    if (!text) {
+        reply_error(peer, id, CODE_NO_MEMORY, "no memory for the status");
+        return;
+    }
+    fprintf(text, "uptime_s %" PRIu64 "\nkernels %s\ndefault_model %s\n",
+            (service_now_us(service) - service->started_us) / 1000000u,
+            service->options.kernels->name, config->default_model);
+    fprintf(text, "models %zu\nmodels_ready %" PRIu64 "\nmodel_bytes %" PRIu64 "\n",
+            registry_n_models(service->registry),
+            metrics_get(service->options.metrics, M_MODELS_READY),
+            registry_loaded_bytes(service->registry));
+    fprintf(text, "memory_budget_bytes %" PRIu64 "\nconnections %u\nrequests_live %u\n",
+            config_size_of(config->memory_budget, config_machine_memory()),
+            admission_n_connections(service->admission), service->n_requests);
+    if (fclose(text) == 0) {
+        out = reply_begin(peer, WIRE_ITEM, id);
+        wire_put_text(out, TAG_STATE, service_state(service));
+        wire_put_text(out, TAG_VERSION, HEARTH_VERSION);
+        wire_put_number(out, TAG_PID, (uint64_t)getpid());
+        wire_put_bytes(out, TAG_INFO, info, len);
+        reply_end(peer);
+        reply_done(peer, id);
+    } else {
+        reply_error(peer, id, CODE_NO_MEMORY, "no memory for the status");
+    }
+    free(info);
+}
+
+/* A section's text: 0, -ENOENT, -ENOMEM. */
+static int section_text(struct service *service, const char *name, char **ret_text, size_t *ret_len)
+{
+    const struct metrics *metrics = service->options.metrics;
+    FILE *out = open_memstream(ret_text, ret_len);
+    int r = 0;
+
+    if (!out)
+        return -ENOMEM;
+    if (strcmp(name, "prometheus") == 0) {
+        metrics_write_prometheus(metrics, out);
+        registry_write_prometheus(service->registry, out);
+    } else {
+        r = metrics_write_section(metrics, name, out);
+        if (r == -ENOENT)
+            r = metrics_write_one(metrics, name, out);
+    }
+    if (fclose(out) != 0 && r == 0)
+        r = -ENOMEM;
+    return r;
+}
+
+void question_metrics(struct service *service, struct peer *peer, uint64_t id,
+                      const struct request_options *options)
+{
+    static const char *const sections[] = {"pool", "batcher", "streaming", "loader"};
+    const char *const *names = sections;
+    const char *one = options->name;
+    size_t n = ELEMENTSOF(sections);
+
+    if (options->name[0]) {
+        names = &one;
+        n = 1;
+    }
+    for (size_t i = 0; i < n; i++) {
+        char *text = NULL;
+        size_t len = 0;
+        int r = section_text(service, names[i], &text, &len);
+        if (r == 0)
+            reply_text_item(peer, id, names[i], text, len);
+        free(text);
+        if (r < 0) {
+            reply_error(peer, id, r == -ENOENT ? CODE_BAD_REQUEST : CODE_NO_MEMORY,
+                        "there is no section or metric %s", names[i]);
+            return;
+        }
+    }
+    reply_done(peer, id);
+}
+
+/* The model that the request names and the user it acts for, or a refusal sent. */
+static struct model_entry *named_model(struct service *service, struct peer *peer, uint64_t id,
+                                       const struct request_options *options, uint32_t *ret_uid)
+{
+    struct refusal refusal;
+    struct model_entry *entry;
+
+    if (rights_acting_uid(peer, options, ret_uid, &refusal) < 0) {
+        reply_refusal(peer, id, &refusal);
+        return NULL;
+    }
+    if (!options->model[0]) {
+        refusal_set(&refusal, CODE_BAD_REQUEST, "model", "a model is needed");
+        reply_refusal(peer, id, &refusal);
+        return NULL;
+    }
+    entry = registry_find(service->registry, options->model);
+    if (!entry)
+        reply_error(peer, id, CODE_NO_SUCH_MODEL,
+                    "there is no model %s; 'hearth models' lists those there are", options->model);
+    return entry;
+}
+
+static void follow_load(struct service *service, struct peer *peer, uint64_t id,
+                        struct model_entry *entry, const struct request_options *options)
+{
+    struct refusal refusal;
+    struct request *request;
+
+    if (admission_enter(service->admission, peer->account, &refusal) < 0) {
+        reply_refusal(peer, id, &refusal);
+        return;
+    }
+    request = service_add_request(service, peer, id, REQUEST_WARM);
+    if (!request) {
+        admission_leave(service->admission, peer->account);
+        reply_error(peer, id, CODE_NO_MEMORY, "no memory for another request");
+        return;
+    }
+    if (options->deadline_us)
+        request->job.deadline_us = request->received_us + options->deadline_us;
+    question_progress(request, entry);
+    service_wait_for(service, request, entry);
+}
+
+void question_warm(struct service *service, struct peer *peer, uint64_t id,
+                   const struct request_options *options)
+{
+    struct model_entry *entry;
+    uint32_t uid;
+    int r;
+
+    entry = named_model(service, peer, id, options, &uid);
+    if (!entry)
+        return;
+    r = registry_want(service->registry, entry, LOAD_WARM,
+                      rights_is_admin(service->rights, peer, options));
+    if (r < 0) {
+        reply_error(peer, id, entry->code, "%s", entry->error);
+        return;
+    }
+    entry->wanted = true;
+    if (r > 0 && options->wait)
+        follow_load(service, peer, id, entry, options);
+    else
+        reply_done(peer, id);
+}
+
+void question_unload(struct service *service, struct peer *peer, uint64_t id,
+                     const struct request_options *options)
+{
+    struct model_entry *entry;
+    uint32_t uid;
+
+    entry = named_model(service, peer, id, options, &uid);
+    if (!entry)
+        return;
+    if (!rights_is_admin(service->rights, peer, options) &&
+        (entry->pinned || registry_used_by_others(service->registry, entry, uid))) {
+        reply_error(peer, id, CODE_FORBIDDEN,
+                    "%s is pinned or was used by somebody else within the last minute; an "
+                    "administrator may unload it",
+                    entry->name);
+        return;
+    }
+    registry_unload(service->registry, entry);
+    reply_done(peer, id);
+}

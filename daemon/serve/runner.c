@@ -1,0 +1,777 @@
+#include "daemon/serve/runner.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "daemon/queue.h"
+#include "lib/cleanup.h"
+
+/* How often, while busy, CPU and run-queue delay are read. */
+#define ACCOUNT_EVERY_US 100000u
+
+/* Messages of one request that can wait at once: submit, cancel and one unpark, with a reserve; and
+ * room for those of models. */
+#define MESSAGES_PER_REQUEST 4u
+#define MESSAGES_OF_MODELS   4096u
+
+/* Ids are kept for the whole life of a request; room for so many more at a time. */
+#define IDS_GROW 64u
+
+enum message_kind {
+    MESSAGE_SUBMIT,
+    MESSAGE_CANCEL,
+    MESSAGE_UNPARK,
+    MESSAGE_ADD_MODEL,
+    MESSAGE_REMOVE_MODEL,
+    MESSAGE_STOP,
+};
+
+struct runner_model {
+    struct model *model;
+    void *subject;
+    struct lane *lane;
+    struct step_row *rows;  /* max_batch of them, for the open step */
+    uint64_t step_us;       /* of the open step so far */
+    uint64_t weight_passes; /* counted so far */
+    uint32_t n_requests;    /* lent and not ended, parked and flushing ones included */
+    bool removing;
+    char error[FAULT_TEXT_BYTES];
+};
+
+struct runner {
+    struct runner_options options;
+    struct engine *engine;
+    struct batcher *batcher;
+    struct queue *inbox;
+    struct outbox *outbox;
+    struct sampler_scratch *scratch;
+    pthread_t thread;
+    bool stopping;
+    uint32_t n_requests;
+    _Atomic uint64_t beat;
+    _Atomic bool idle;
+
+    /* Time at work: where the current stretch began. */
+    bool busy;
+    uint64_t busy_since_us, cpu_at_us, accounted_us;
+    int schedstat_fd;
+    uint64_t run_delay_at_ns;
+};
+
+/* ---- the reactor's side ---- */
+
+static int send_message(struct runner *runner, uint32_t kind, void *subject, uint32_t number)
+{
+    struct message message = {.kind = kind, .subject = subject, .number = number};
+
+    return queue_push(runner->inbox, &message);
+}
+
+/* Every message about a request is counted: those that reach the engine thread after it has handed
+ * the request back are answered by RUNNER_LATE, and only then is nobody left who knows it. */
+static int send_about(struct runner *runner, uint32_t kind, struct request *request,
+                      uint32_t number)
+{
+    int r = send_message(runner, kind, request, number);
+
+    request->messages_sent += r == 0;
+    return r;
+}
+
+int runner_submit(struct runner *runner, struct request *request)
+{
+    return send_about(runner, MESSAGE_SUBMIT, request, 0);
+}
+
+void runner_cancel(struct runner *runner, struct request *request, enum wire_code why)
+{
+    int r = send_about(runner, MESSAGE_CANCEL, request, why);
+
+    assert(r == 0); /* the inbox has room for each request's messages */
+    (void)r;
+}
+
+void runner_unpark(struct runner *runner, struct request *request)
+{
+    int r = send_about(runner, MESSAGE_UNPARK, request, 0);
+
+    assert(r == 0);
+    (void)r;
+}
+
+int runner_add_model(struct runner *runner, struct model *model, void *subject,
+                     struct runner_model **ret_model)
+{
+    struct runner_model *rm = calloc(1, sizeof(*rm));
+    int r;
+
+    if (!rm)
+        return -ENOMEM;
+    rm->model = model;
+    rm->subject = subject;
+    rm->rows = calloc(runner->options.max_batch, sizeof(*rm->rows));
+    if (!rm->rows) {
+        free(rm);
+        return -ENOMEM;
+    }
+    r = send_message(runner, MESSAGE_ADD_MODEL, rm, 0);
+    if (r < 0) {
+        runner_model_free(rm);
+        return r;
+    }
+    *ret_model = rm;
+    return 0;
+}
+
+int runner_remove_model(struct runner *runner, struct runner_model *model)
+{
+    return send_message(runner, MESSAGE_REMOVE_MODEL, model, 0);
+}
+
+void *runner_model_subject(const struct runner_model *model)
+{
+    return model->subject;
+}
+
+struct model *runner_model_model(const struct runner_model *model)
+{
+    return model->model;
+}
+
+const char *runner_model_error(const struct runner_model *model)
+{
+    return model->error[0] ? model->error : NULL;
+}
+
+struct runner_model *runner_model_free(struct runner_model *model)
+{
+    if (!model)
+        return NULL;
+    free(model->rows);
+    free(model);
+    return NULL;
+}
+
+struct outbox *runner_outbox(const struct runner *runner)
+{
+    return runner->outbox;
+}
+
+uint64_t runner_beat(const struct runner *runner, bool *ret_idle)
+{
+    *ret_idle = atomic_load_explicit(&runner->idle, memory_order_relaxed);
+    return atomic_load_explicit(&runner->beat, memory_order_relaxed);
+}
+
+/* ---- time at work ---- */
+
+static uint64_t now_us(const struct runner *runner)
+{
+    return clock_now_us(runner->options.clock);
+}
+
+static uint64_t thread_cpu_us(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+    return (uint64_t)ts.tv_sec * 1000000u + (uint64_t)ts.tv_nsec / 1000u;
+}
+
+/* Time this thread waited for a CPU, from /proc/thread-self/schedstat (its second number). */
+static uint64_t run_delay_ns(const struct runner *runner)
+{
+    char text[96];
+    uint64_t on_cpu, delay;
+    ssize_t n;
+
+    if (runner->schedstat_fd < 0)
+        return 0;
+    n = pread(runner->schedstat_fd, text, sizeof(text) - 1, 0);
+    if (n <= 0)
+        return 0;
+    text[n] = 0;
+    return sscanf(text, "%" SCNu64 " %" SCNu64, &on_cpu, &delay) == 2 ? delay : 0;
+}
+
+static void publish_gauges(struct runner *runner)
+{
+    struct metrics *metrics = runner->options.metrics;
+    struct engine_kv_stats kv;
+
+    engine_kv_stats(runner->engine, &kv);
+    metrics_set(metrics, M_KV_USED, kv.used_bytes);
+    metrics_set(metrics, M_KV_BUDGET, kv.budget_bytes);
+    metrics_set(metrics, M_STREAMS, runner->n_requests);
+    metrics_set(metrics, M_STREAMS_PARKED, batcher_n_parked(runner->batcher));
+}
+
+static void account_busy(struct runner *runner, uint64_t now)
+{
+    struct metrics *metrics = runner->options.metrics;
+    uint64_t cpu = thread_cpu_us(), delay = run_delay_ns(runner);
+
+    metrics_add(metrics, M_ENGINE_BUSY, now - runner->busy_since_us);
+    metrics_add(metrics, M_ENGINE_CPU, cpu - runner->cpu_at_us);
+    if (delay > runner->run_delay_at_ns)
+        metrics_add(metrics, M_ENGINE_RUN_DELAY, (delay - runner->run_delay_at_ns) / 1000);
+    runner->busy_since_us = now;
+    runner->cpu_at_us = cpu;
+    runner->run_delay_at_ns = delay;
+    runner->accounted_us = now;
+    publish_gauges(runner);
+}
+
+static void set_busy(struct runner *runner, bool busy, uint64_t now)
+{
+    if (busy == runner->busy) {
+        if (busy && now - runner->accounted_us >= ACCOUNT_EVERY_US)
+            account_busy(runner, now);
+        return;
+    }
+    if (busy) {
+        runner->busy_since_us = now;
+        runner->cpu_at_us = thread_cpu_us();
+        runner->run_delay_at_ns = run_delay_ns(runner);
+        runner->accounted_us = now;
+    } else {
+        account_busy(runner, now);
+    }
+    runner->busy = busy;
+    atomic_store_explicit(&runner->idle, !busy, memory_order_relaxed);
+}
+
+/* ---- requests ---- */
+
+/* The request is the reactor's from here on. Events cannot fail: their room was reserved. */
+static void hand_back(struct runner *runner, struct request *request)
+{
+    request->ended_us = now_us(runner);
+    request->handed_back = true;
+    request->runner_model->n_requests--;
+    runner->n_requests--;
+    outbox_note(runner->outbox, RUNNER_ENDED, request);
+}
+
+/* Moves the text that may go into the outbox, and hands the request back when that was all. */
+static void pump(struct runner *runner, struct request *request)
+{
+    const char *text;
+    size_t n;
+
+    while ((n = stream_peek(&request->stream, &text)) > 0) {
+        if (outbox_text(runner->outbox, RUNNER_TEXT, request, text, n) < 0) {
+            request_fail(request, CODE_NO_MEMORY, "the daemon ran out of memory for the text");
+            break;
+        }
+        if (!request->first_token_us)
+            request->first_token_us = now_us(runner);
+        stream_consume(&request->stream, n);
+    }
+    if (!request->ended)
+        return;
+    if (request->reason == END_ERROR || request->reason == END_CANCELLED ||
+        stream_drained(&request->stream))
+        hand_back(runner, request);
+    else
+        stream_may_run(&request->stream); /* marks it parked: its reader's credit moves it on */
+}
+
+/* Nothing more is computed for the request. */
+static void finish(struct runner *runner, struct request *request)
+{
+    if (request->ended)
+        return;
+    request->ended = true;
+    batcher_remove(runner->batcher, &request->job);
+    request->sequence = sequence_free(request->sequence);
+    if (stream_finish(&request->stream) < 0)
+        request_fail(request, CODE_NO_MEMORY, "the daemon ran out of memory for the text");
+    pump(runner, request);
+}
+
+static void finish_with(struct runner *runner, struct request *request, enum end_reason reason)
+{
+    if (request->reason != END_ERROR)
+        request->reason = reason;
+    finish(runner, request);
+}
+
+static int admit_kv(void *userdata, struct job *job)
+{
+    struct runner *runner = userdata;
+    struct request *request = job_request(job);
+    const struct model_info *info = model_info(request->runner_model->model);
+    uint64_t want = (uint64_t)request->n_prompt + request->max_tokens;
+    uint32_t reserve = (uint32_t)MIN(want, info->context_tokens);
+    int r = sequence_new(runner->engine, request->runner_model->model, reserve, &request->sequence);
+
+    if (r == 0)
+        request->started_us = now_us(runner);
+    else if (r == -ENOSPC)
+        request_fail(request, CODE_NO_MEMORY,
+                     "%u tokens of context need more KV memory than there is in all; ask for fewer "
+                     "max_tokens or raise engine.kv_budget",
+                     reserve);
+    else if (r != -EAGAIN)
+        request_fail(request, CODE_NO_MEMORY, "no memory for another sequence");
+    return r;
+}
+
+static void take_submit(struct runner *runner, struct request *request)
+{
+    struct job *job = &request->job;
+    int r;
+
+    runner->n_requests++;
+    request->runner_model->n_requests++;
+    job->lane = request->runner_model->lane;
+    job->known = request->n_ids;
+    job->arrived_us = now_us(runner);
+    r = request->runner_model->lane ? batcher_add(runner->batcher, job, job->arrived_us) : -ENOMEM;
+    if (r < 0) {
+        request_fail(request, CODE_NO_MEMORY, "no memory for another request");
+        finish(runner, request);
+    }
+}
+
+static void take_cancel(struct runner *runner, struct request *request, enum wire_code why)
+{
+    if (why != CODE_CANCELLED)
+        request_fail(request, why, "the daemon is shutting down, or its model is unloaded");
+    else if (request->reason != END_ERROR)
+        request->reason = END_CANCELLED;
+    metrics_add(runner->options.metrics, M_CANCELLED, 1);
+    if (request->ended)
+        pump(runner, request); /* text that still waited for credit is not wanted any more */
+    else if (request->job.chunk == 0)
+        finish(runner, request);
+    /* else: it is in the open step, whose end finishes it before the next step is composed */
+}
+
+static void take_unpark(struct runner *runner, struct request *request)
+{
+    pump(runner, request);
+    if (!request->ended && stream_may_run(&request->stream))
+        batcher_unpark(runner->batcher, &request->job, now_us(runner));
+}
+
+/* ---- models ---- */
+
+/* One token through the model: touches every weight once and shows that it computes. */
+static int warm_model(struct runner *runner, struct runner_model *rm)
+{
+    int32_t bos = tokenizer_bos(model_tokenizer(rm->model)), token = bos >= 0 ? bos : 0;
+    struct step_row row = {.tokens = &token, .n_tokens = 1, .wants = ROW_LOGITS};
+    int r = sequence_new(runner->engine, rm->model, 1, &row.sequence);
+
+    if (r == -EAGAIN)
+        return 0; /* KV memory is all in use: the first request shows it */
+    if (r < 0)
+        return r;
+    r = engine_step_begin(runner->engine, rm->model, &row, 1);
+    if (r == 0) {
+        while (engine_step_slice(runner->engine, rm->model) > 0)
+            ;
+        engine_step_end(runner->engine, rm->model);
+    }
+    sequence_free(row.sequence);
+    return r;
+}
+
+static void take_add_model(struct runner *runner, struct runner_model *rm)
+{
+    int r = lane_new(runner->batcher, rm, &rm->lane);
+
+    if (r == 0)
+        r = warm_model(runner, rm);
+    if (r == -ENOSPC)
+        snprintf(rm->error, sizeof(rm->error),
+                 "one page of its KV cache is larger than engine.kv_budget; raise the budget");
+    else if (r < 0)
+        snprintf(rm->error, sizeof(rm->error), "its first step failed: %s", strerror(-r));
+    outbox_note(runner->outbox, RUNNER_WARMED, rm);
+}
+
+static void remove_if_empty(struct runner *runner, struct runner_model *rm)
+{
+    if (!rm->removing || rm->n_requests > 0 || (rm->lane && lane_step_open(rm->lane)))
+        return;
+    rm->lane = lane_free(rm->lane);
+    rm->removing = false;
+    outbox_note(runner->outbox, RUNNER_REMOVED, rm);
+}
+
+/* ---- steps ---- */
+
+static void fill_rows(struct runner_model *rm, const struct batch *batch)
+{
+    for (uint32_t i = 0; i < batch->n_jobs; i++) {
+        struct job *job = batch->jobs[i];
+        struct request *request = job_request(job);
+        bool last = job->fed + job->chunk == job->known;
+        rm->rows[i] = (struct step_row){
+            .sequence = request->sequence,
+            .tokens = request->ids + job->fed,
+            .n_tokens = job->chunk,
+            .wants = request->kind == REQUEST_EMBED ? ROW_POOLED
+                     : last                         ? ROW_LOGITS
+                                                    : ROW_NOTHING,
+        };
+    }
+}
+
+/* The engine has no memory for the step: its requests end, the others go on. */
+static void fail_step(struct runner *runner, struct runner_model *rm, const struct batch *batch,
+                      int error)
+{
+    batcher_close(runner->batcher, rm->lane, 1);
+    outbox_reserve(runner->outbox, 2 * (size_t)batch->n_jobs);
+    for (uint32_t i = 0; i < batch->n_jobs; i++) {
+        struct request *request = job_request(batch->jobs[i]);
+        request_fail(request, error == -ENOMEM ? CODE_NO_MEMORY : CODE_INTERNAL,
+                     "the engine could not begin a step: %s", strerror(-error));
+        finish(runner, request);
+    }
+    remove_if_empty(runner, rm);
+}
+
+static int begin_step(struct runner *runner, struct runner_model *rm, const struct batch *batch)
+{
+    struct metrics *metrics = runner->options.metrics;
+    int r;
+
+    fill_rows(rm, batch);
+    r = engine_step_begin(runner->engine, rm->model, rm->rows, batch->n_jobs);
+    if (r < 0) {
+        fail_step(runner, rm, batch, r);
+        return r;
+    }
+    rm->step_us = 0;
+    metrics_add(metrics, M_STEPS, 1);
+    metrics_add(metrics, M_STEP_ROWS, batch->n_jobs);
+    metrics_add(metrics, M_STEP_RUNNABLE, batch->n_runnable);
+    metrics_add(metrics, M_STEP_COLUMNS, batch->n_columns);
+    if (batch->n_jobs > metrics_get(metrics, M_STEP_ROWS_MAX))
+        metrics_set(metrics, M_STEP_ROWS_MAX, batch->n_jobs);
+    return 0;
+}
+
+static int append_id(struct request *request, int32_t id)
+{
+    if (request->n_ids == request->ids_capacity) {
+        int32_t *ids = reallocarray(request->ids, request->ids_capacity + IDS_GROW, sizeof(*ids));
+        if (!ids)
+            return -ENOMEM;
+        request->ids = ids;
+        request->ids_capacity += IDS_GROW;
+    }
+    request->ids[request->n_ids++] = id;
+    request->job.known++;
+    return 0;
+}
+
+/* Takes in the token that was sampled: true when the request goes on. */
+static bool take_token(struct runner *runner, struct request *request, int32_t id)
+{
+    const struct model *model = request->runner_model->model;
+    const struct tokenizer *tokenizer = model_tokenizer(model);
+    struct gguf_string piece;
+    int r;
+
+    if (!request->ignore_eos && tokenizer_is_end(tokenizer, id)) {
+        finish_with(runner, request, END_STOP);
+        return false;
+    }
+    piece = tokenizer_piece(tokenizer, id);
+    r = append_id(request, id);
+    if (r == 0)
+        r = stream_push(&request->stream, piece.bytes, piece.len);
+    if (r < 0) {
+        request_fail(request, CODE_NO_MEMORY, "the daemon ran out of memory for the text");
+        finish(runner, request);
+        return false;
+    }
+    if (r > 0)
+        finish_with(runner, request, END_STOP);
+    else if (request->n_ids - request->n_prompt >= request->max_tokens)
+        finish_with(runner, request, END_LENGTH);
+    else if (request->n_ids >= model_info(model)->context_tokens)
+        finish_with(runner, request, END_CONTEXT);
+    return !request->ended;
+}
+
+static void take_vector(struct runner *runner, struct request *request, const float *values)
+{
+    uint32_t n = model_info(request->runner_model->model)->n_embd;
+
+    request->vector = malloc(n * sizeof(float));
+    if (request->vector) {
+        memcpy(request->vector, values, n * sizeof(float));
+        request->n_vector = n;
+    } else {
+        request_fail(request, CODE_NO_MEMORY, "the daemon ran out of memory for the vector");
+    }
+    finish_with(runner, request, END_STOP);
+}
+
+/* What a step gave one of its requests. */
+static void take_row(struct runner *runner, struct request *request, struct step_row *row)
+{
+    const struct model_info *info = model_info(request->runner_model->model);
+    uint32_t n_recent;
+    int32_t id;
+
+    if (request->reason == END_CANCELLED || request->reason == END_ERROR) {
+        finish(runner, request);
+        return;
+    }
+    if (request->job.fed < request->job.known)
+        return; /* a prompt's middle */
+    if (request->kind == REQUEST_EMBED) {
+        take_vector(runner, request, row->ret_values);
+        return;
+    }
+    n_recent = MIN(request->n_ids, SAMPLER_PENALTY_WINDOW);
+    id = sampler_pick(&request->params, engine_kernels(runner->engine), row->ret_values,
+                      info->n_vocab, request->ids + request->n_ids - n_recent, n_recent,
+                      request->n_ids, &runner->scratch);
+    if (id < 0) {
+        request_fail(request, CODE_NO_MEMORY, "the daemon ran out of memory for sampling");
+        finish(runner, request);
+        return;
+    }
+    metrics_add(runner->options.metrics, M_COMPLETION_TOKENS, 1);
+    if (!take_token(runner, request, id))
+        return;
+    pump(runner, request);
+    if (!stream_may_run(&request->stream)) {
+        metrics_add(runner->options.metrics, M_PARKS, 1);
+        batcher_park(runner->batcher, &request->job);
+    }
+}
+
+static void end_step(struct runner *runner, struct runner_model *rm, const struct batch *batch)
+{
+    struct engine_step_stats stats;
+
+    engine_step_end(runner->engine, rm->model);
+    model_step_stats(rm->model, &stats);
+    metrics_add(runner->options.metrics, M_WEIGHT_PASSES, stats.weight_passes - rm->weight_passes);
+    rm->weight_passes = stats.weight_passes;
+    batcher_close(runner->batcher, rm->lane, rm->step_us);
+    /* Room for the endings of all of them, so that none is lost for want of memory. */
+    outbox_reserve(runner->outbox, 2 * (size_t)batch->n_jobs);
+    for (uint32_t i = 0; i < batch->n_jobs; i++)
+        take_row(runner, job_request(batch->jobs[i]), &rm->rows[i]);
+    remove_if_empty(runner, rm);
+}
+
+static void refuse_and_expire(struct runner *runner, uint64_t now)
+{
+    struct job *job;
+
+    while ((job = batcher_refused(runner->batcher)))
+        finish(runner, job_request(job));
+    while ((job = batcher_expired(runner->batcher, now))) {
+        request_fail(job_request(job), CODE_DEADLINE, "the deadline passed before the end");
+        finish(runner, job_request(job));
+    }
+}
+
+/* One slice of the lane's step, which is composed and begun where none is open. */
+static void work(struct runner *runner, struct lane *lane, uint64_t now)
+{
+    struct runner_model *rm = lane_subject(lane);
+    const struct batch *batch;
+    uint64_t end;
+    bool more;
+
+    if (!lane_step_open(lane)) {
+        if (!batcher_compose(runner->batcher, lane, now, &batch))
+            return;
+        if (begin_step(runner, rm, batch) < 0)
+            return;
+    }
+    more = engine_step_slice(runner->engine, rm->model) > 0;
+    end = now_us(runner);
+    batcher_charge(runner->batcher, lane, end - now);
+    rm->step_us += end - now;
+    if (!more)
+        end_step(runner, rm, batcher_batch(lane));
+}
+
+/* ---- the thread ---- */
+
+static void take_about(struct runner *runner, const struct message *message)
+{
+    struct request *request = message->subject;
+
+    if (request->handed_back) {
+        outbox_note(runner->outbox, RUNNER_LATE, request);
+        return;
+    }
+    request->messages_taken++;
+    if (message->kind == MESSAGE_SUBMIT)
+        take_submit(runner, request);
+    else if (message->kind == MESSAGE_CANCEL)
+        take_cancel(runner, request, message->number);
+    else
+        take_unpark(runner, request);
+}
+
+static void take_inbox(struct runner *runner)
+{
+    const struct message *messages;
+    size_t n = queue_take(runner->inbox, &messages);
+
+    if (n > 0)
+        outbox_reserve(runner->outbox, n);
+    for (size_t i = 0; i < n; i++) {
+        void *subject = messages[i].subject;
+        switch ((enum message_kind)messages[i].kind) {
+        case MESSAGE_SUBMIT:
+        case MESSAGE_CANCEL:
+        case MESSAGE_UNPARK: take_about(runner, &messages[i]); break;
+        case MESSAGE_ADD_MODEL: take_add_model(runner, subject); break;
+        case MESSAGE_REMOVE_MODEL:
+            ((struct runner_model *)subject)->removing = true;
+            remove_if_empty(runner, subject);
+            break;
+        case MESSAGE_STOP: runner->stopping = true; break;
+        }
+    }
+}
+
+static void wait_for_work(struct runner *runner, uint64_t now, uint64_t wake_us, bool flushed)
+{
+    struct pollfd pollfd = {.fd = queue_fd(runner->inbox), .events = POLLIN};
+    uint64_t wait_us = wake_us == UINT64_MAX ? UINT64_MAX : wake_us - MIN(wake_us, now);
+    struct timespec ts;
+
+    if (!flushed)
+        wait_us = MIN(wait_us, 10000u);
+    ts = (struct timespec){.tv_sec = (time_t)(wait_us / 1000000u),
+                           .tv_nsec = (long)(wait_us % 1000000u) * 1000};
+    if (batcher_n_running(runner->batcher) + batcher_n_waiting(runner->batcher) == 0)
+        set_busy(runner, false, now);
+    ppoll(&pollfd, 1, wait_us == UINT64_MAX ? NULL : &ts, NULL);
+    queue_clear_wakeup(runner->inbox);
+}
+
+static void *runner_main(void *argument)
+{
+    struct runner *runner = argument;
+
+    pthread_setname_np(pthread_self(), "hearth-engine");
+    runner->schedstat_fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+    while (!runner->stopping) {
+        uint64_t now, wake_us;
+        struct lane *lane;
+        atomic_fetch_add_explicit(&runner->beat, 1, memory_order_relaxed);
+        take_inbox(runner);
+        now = now_us(runner);
+        refuse_and_expire(runner, now);
+        lane = batcher_pick(runner->batcher, now, &wake_us);
+        if (lane) {
+            set_busy(runner, true, now);
+            work(runner, lane, now);
+            outbox_flush(runner->outbox);
+        } else {
+            bool flushed;
+            publish_gauges(runner);
+            flushed = outbox_flush(runner->outbox);
+            wait_for_work(runner, now, wake_us, flushed);
+        }
+    }
+    if (runner->schedstat_fd >= 0)
+        close(runner->schedstat_fd);
+    return NULL;
+}
+
+static int start_thread(struct runner *runner, struct fault *ret_fault)
+{
+    sigset_t all, old;
+    int r;
+
+    /* Signals are the reactor's. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    r = -pthread_create(&runner->thread, NULL, runner_main, runner);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (r < 0)
+        return fault_set(ret_fault, r, "cannot start the engine thread: %s", strerror(-r));
+    return 0;
+}
+
+static void runner_done(struct runner *runner)
+{
+    runner->batcher = batcher_free(runner->batcher);
+    runner->engine = engine_free(runner->engine);
+    runner->inbox = queue_free(runner->inbox);
+    runner->outbox = outbox_free(runner->outbox);
+    runner->scratch = sampler_scratch_free(runner->scratch);
+    free(runner);
+}
+
+int runner_new(const struct runner_options *options, struct runner **ret_runner,
+               struct fault *ret_fault)
+{
+    struct runner *runner = calloc(1, sizeof(*runner));
+    struct batcher_options batching;
+    int r;
+
+    if (!runner)
+        return fault_set(ret_fault, -ENOMEM, "no memory for the engine thread");
+    runner->options = *options;
+    runner->options.max_batch = MIN(options->max_batch, ENGINE_MAX_ROWS);
+    batching = (struct batcher_options){
+        .max_batch = runner->options.max_batch,
+        .min_batch = options->min_batch,
+        .max_delay_us = options->max_delay_us,
+        .chunk_target_us = options->chunk_target_us,
+        .max_columns = ENGINE_MAX_COLUMNS,
+        .admit = admit_kv,
+        .userdata = runner,
+    };
+    atomic_init(&runner->idle, true);
+    r = engine_new(&options->engine, &runner->engine, ret_fault);
+    if (r == 0) {
+        r = batcher_new(&batching, &runner->batcher);
+        if (r == 0)
+            r = queue_new(options->max_requests * MESSAGES_PER_REQUEST + MESSAGES_OF_MODELS,
+                          &runner->inbox);
+        if (r == 0)
+            r = outbox_new(&runner->outbox);
+        if (r < 0)
+            fault_set(ret_fault, r, "cannot set up the engine thread: %s", strerror(-r));
+    }
+    if (r == 0)
+        r = start_thread(runner, ret_fault);
+    if (r < 0) {
+        runner_done(runner);
+        return r;
+    }
+    *ret_runner = runner;
+    return 0;
+}
+
+struct runner *runner_free(struct runner *runner)
+{
+    if (!runner)
+        return NULL;
+    send_message(runner, MESSAGE_STOP, NULL, 0);
+    pthread_join(runner->thread, NULL);
+    runner_done(runner);
+    return NULL;
+}

@@ -1,0 +1,63 @@
+/* What the files of the service share: the requests' way (service.c) and the questions about models
+ * and state (questions.c). */
+#ifndef HEARTH_SERVE_SERVICE_INTERNAL_H
+#define HEARTH_SERVE_SERVICE_INTERNAL_H
+
+#include "daemon/model/registry.h"
+#include "daemon/serve/rights.h"
+#include "daemon/serve/runner.h"
+#include "daemon/serve/service.h"
+#include "daemon/serve/text_thread.h"
+
+/* What the service keeps of a model that is loaded or waited for. */
+struct model_waiters {
+    struct model_entry *entry; /* NULL: those that wait for a look through the directories */
+    struct request *head, *tail;
+    UT_hash_handle hh;
+};
+
+struct service {
+    struct service_options options;
+    struct admission *admission;
+    struct rights *rights;
+    struct registry *registry;
+    struct runner *runner;
+    struct text_thread *text_thread;
+    struct request *requests; /* all live ones, by (peer, id) */
+    uint32_t n_requests;
+    struct model_waiters *waiters; /* by entry */
+    struct model_waiters unknown;  /* requests for names that a new look may bring */
+    uint64_t next_deadline_us;     /* the earliest of those that wait; UINT64_MAX: none */
+    uint64_t seed_state;
+    uint64_t started_us;
+    uint64_t last_beat;
+    bool draining;
+};
+
+static inline uint64_t service_now_us(const struct service *service)
+{
+    return clock_now_us(service->options.clock);
+}
+
+/* Puts a new request among the live ones (admission_enter() was done), or refuses it. */
+struct request *service_add_request(struct service *service, struct peer *peer, uint64_t id,
+                                    enum request_kind kind);
+/* Takes it out and frees it. */
+void service_remove_request(struct service *service, struct request *request);
+/* Lets it wait for its model. */
+void service_wait_for(struct service *service, struct request *request, struct model_entry *entry);
+
+/* Requests that are answered from what is known (questions.c); the options are parsed. */
+void question_models(struct service *service, struct peer *peer, uint64_t id,
+                     const struct request_options *options);
+void question_status(struct service *service, struct peer *peer, uint64_t id);
+void question_metrics(struct service *service, struct peer *peer, uint64_t id,
+                      const struct request_options *options);
+void question_warm(struct service *service, struct peer *peer, uint64_t id,
+                   const struct request_options *options);
+void question_unload(struct service *service, struct peer *peer, uint64_t id,
+                     const struct request_options *options);
+/* One progress item of a `warm` that waits. */
+void question_progress(struct request *request, const struct model_entry *entry);
+
+#endif
