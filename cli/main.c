@@ -1,0 +1,45 @@
+/* hearth: the command line of the local inference daemon. */
+#include <signal.h>
+
+#include "cli/cli.h"
+#include "lib/cleanup.h"
+
+static const struct cli_command commands[] = {
+    {"run", cli_run_model, "MODEL [PROMPT] [OPTION...]", "continue a text, as it comes",
+     "Prints the continuation alone. Without PROMPT the text is read from standard input, to the\n"
+     "byte. A model that is not loaded is loaded first. On a terminal control characters are "
+     "shown\n"
+     "as \\xNN; a pipe gets the bytes as they are. Ctrl-C stops the daemon's work too.\n",
+     true},
+    {"tokenize", cli_tokenize, "MODEL [TEXT]", "print the token ids of a text",
+     "The ids stand on one line, without a begin-of-sequence token; special tokens in the text "
+     "are\n"
+     "not parsed. Without TEXT it is read from standard input, to the byte.\n",
+     true},
+    {"warm", cli_warm, "MODEL... [--wait]", "load models ahead",
+     "Returns as soon as the daemon has taken the order; with --wait, when every model is ready.\n"
+     "On a terminal --wait draws bars; else it prints lines 'NAME STATE DONE_BYTES TOTAL_BYTES'.\n",
+     false},
+    {"unload", cli_unload, "MODEL...", "let models go",
+     "Requests that run finish first. A model that others use is refused, unless you administer\n"
+     "the daemon.\n",
+     false},
+    {"models", cli_models, "[MODEL]", "list the models, or show one in full",
+     "Without a daemon the models it knew last are listed as cold. Looking never starts it.\n",
+     true},
+    {"status", cli_status, "", "say whether the daemon runs, and how it is",
+     "Flat lines 'key value', the state first: inactive, starting, running, draining or\n"
+     "unresponsive. Looking never starts the daemon.\n",
+     true},
+    {"stats", cli_stats, "[SECTION]", "print what the daemon has counted",
+     "Sections: pool, batcher, streaming, loader, prometheus, or a metric's name; all but\n"
+     "prometheus by default.\n",
+     true},
+};
+
+int main(int argc, char **argv)
+{
+    /* A reader that has had enough ends it without a word, whatever the parent had ignored. */
+    signal(SIGPIPE, SIG_DFL);
+    return cli_main(commands, ELEMENTSOF(commands), argc, argv);
+}
