@@ -75,12 +75,18 @@ static int check_mount_point(const char *path, struct fault *ret_fault)
     if (!S_ISDIR(st.st_mode))
         return fault_set(ret_fault, -ENOTDIR, "%s is not a directory; a mount point has to be one",
                          path);
-    if (access(FUSE_DEVICE, R_OK | W_OK) < 0 && geteuid() == 0)
-        return fault_set(ret_fault, -errno,
-                         "%s cannot be opened (%s); load the kernel module with `modprobe fuse`, "
-                         "or give the container the device",
-                         FUSE_DEVICE, strerror(errno));
-    return 0;
+    if (access(FUSE_DEVICE, R_OK | W_OK) == 0)
+        return 0;
+    if (errno == EACCES)
+        return fault_set(ret_fault, -EACCES,
+                         "%s may not be opened by this user; let root give access with "
+                         "`chmod 0666 %s`, or mount as root",
+                         FUSE_DEVICE, FUSE_DEVICE);
+    return fault_set(
+        ret_fault, -errno,
+        "%s cannot be opened (%s); load the kernel module with `modprobe fuse`, or give "
+        "the container the device",
+        FUSE_DEVICE, strerror(errno));
 }
 
 /* Whether fusermount3 lets a user open his mount to others. */
@@ -98,28 +104,39 @@ static bool conf_allows_others(void)
     return allowed;
 }
 
-static gid_t files_gid(void)
+/* Whose the files are: root's and the group's where root has mounted (or has handed us the mount's
+ * descriptor), the user's own in his own mount. */
+static void files_owner(const struct session_options *options, uid_t *ret_uid, gid_t *ret_gid)
 {
-    const struct group *group = geteuid() == 0 ? getgrnam(GROUP) : NULL;
+    const struct group *group = NULL;
+    bool for_all = geteuid() == 0 || is_fd_mount(options->mount_point);
 
-    return group ? group->gr_gid : getegid();
+    if (for_all)
+        group = getgrnam(GROUP);
+    *ret_uid = for_all ? 0 : geteuid();
+    *ret_gid = group ? group->gr_gid : getegid();
 }
 
 /* ---- building up ---- */
 
-static int open_daemon(struct session *session, const char *explicit_path, struct fault *ret_fault)
+static int open_daemon(struct session *session, const struct session_options *options,
+                       struct fault *ret_fault)
 {
+    const char *explicit_path = options->socket_path;
     char socket_path[HEARTH_PATH_BYTES];
+    uid_t uid;
+    gid_t gid;
     int r = hearth_socket_path(explicit_path, socket_path);
 
     if (r < 0)
         return fault_set(ret_fault, r, "the socket's path is longer than %u bytes: %s",
                          HEARTH_PATH_BYTES - 1, explicit_path ? explicit_path : "$HEARTH_SOCKET");
+    files_owner(options, &uid, &gid);
     r = mirror_new(&session->mirror);
     if (r == 0)
         r = link_new(socket_path, session->mirror, &session->link);
     if (r == 0)
-        r = view_new(session->mirror, session->link, geteuid(), files_gid(), &session->view);
+        r = view_new(session->mirror, session->link, uid, gid, &session->view);
     if (r == -ENAMETOOLONG)
         return fault_set(ret_fault, r,
                          "the path of the status socket that belongs to %s is too long",
@@ -261,7 +278,7 @@ int session_run(const struct session_options *options, struct fault *ret_fault)
     if (r == 0)
         r = open_signals(&session, ret_fault);
     if (r == 0)
-        r = open_daemon(&session, options->socket_path, ret_fault);
+        r = open_daemon(&session, options, ret_fault);
     if (r == 0)
         r = mount_view(&session, options, ret_fault);
     if (r == 0)

@@ -2,6 +2,7 @@
 import errno
 import os
 import select
+import shutil
 import signal
 import stat
 import subprocess
@@ -561,3 +562,68 @@ def too_long_socket_path_is_told(t):
     expect("longer than" in r.err, f"{r}")
     r = t.run("hearthfs", "--socket", "/" + "x" * 104, t.dir / "m", code=1)
     expect("too long" in r.err, f"{r}")
+
+
+# ---- ways to mount ----
+
+@test
+def mount_helper_hands_over_a_mount_without_privileges(t):
+    t.need_root()
+    t.need_fuse()
+    helper = t.need_program("mount.fuse3")
+    fake = Fake(t)
+    for path in (t.dir, fake.socket, f"{fake.socket}.status"):
+        os.chmod(path, 0o777)
+    program = t.dir / "hearthfs"
+    shutil.copy(BUILD / "fs" / "hearthfs", program)
+    (t.dir / "m").mkdir()
+    t.start(helper, f"{program}#", t.dir / "m", "-o",
+            "setuid=nobody,drop_privileges,allow_other,default_permissions",
+            env={**os.environ, "HEARTH_SOCKET": str(fake.socket)}, start_new_session=True)
+    try:
+        wait_for(lambda: os.path.exists(t.dir / "m" / "version"), "the helper to mount")
+        expect((t.dir / "m" / STATE).read_text() == "cold\n", "the state cannot be read")
+        st = os.stat(t.dir / "m" / PRELOAD)
+        expect(st.st_uid == 0, f"preload belongs to {st.st_uid}")
+        (t.dir / "m" / PRELOAD).write_text("1")
+        expect(fake.count("warm") == 1, "root's order did not arrive")
+    finally:
+        t.run("umount", t.dir / "m")
+
+
+@test
+def user_mounts_for_himself(t):
+    t.need_root()
+    t.need_fuse()
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        raise Skip("/dev/fuse is not open to users")
+    setpriv = t.need_program("setpriv")
+    fake = Fake(t)
+    for path in (t.dir, fake.socket, f"{fake.socket}.status"):
+        os.chmod(path, 0o777)
+    program, point = t.dir / "hearthfs", t.dir / "m"
+    shutil.copy(BUILD / "fs" / "hearthfs", program)
+    point.mkdir()
+    os.chown(point, 65534, 65534)
+    as_nobody = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
+    fs = t.start(*as_nobody, program, "--socket", fake.socket, point)
+    wait_for(lambda: str(point) in open("/proc/self/mountinfo").read(), "it to mount")
+    r = t.run(*as_nobody, "sh", "-c", f"echo 1 >{point / PRELOAD} && cat {point / STATE} && "
+              f"stat -c %u {point / STATE}")
+    expect(r.out == "queued\n65534\n", f"{r}")
+    fs.send_signal(signal.SIGTERM)
+    expect(fs.wait(20) == 0, "it did not end with 0")
+
+
+@test
+def user_without_access_to_fuse_is_told(t):
+    t.need_root()
+    if not os.path.exists("/dev/fuse") or os.stat("/dev/fuse").st_mode & 0o006:
+        raise Skip("/dev/fuse is open to users")
+    setpriv = t.need_program("setpriv")
+    program, point = t.dir / "hearthfs", t.dir / "m"
+    shutil.copy(BUILD / "fs" / "hearthfs", program)
+    point.mkdir()
+    r = t.run(setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", program, "--socket",
+              t.dir / "s", point, code=1)
+    expect("/dev/fuse may not be opened by this user" in r.err, f"{r}")
