@@ -105,7 +105,8 @@ static int open_exact(const void *bytes, size_t len, uint8_t **ret_copy, struct 
     struct gguf_source source;
 
     cr_assert_not_null(copy);
-    memcpy(copy, bytes, len);
+    if (len > 0)
+        memcpy(copy, bytes, len);
     source = memory_source(copy, len);
     *ret_copy = copy;
     return gguf_open(&source, ret_gguf, ret_fault);
