@@ -221,17 +221,17 @@ static int timeout_ms(uint64_t due_us, uint64_t now_us)
     return (int)MIN((due_us - now_us + 999) / 1000, (uint64_t)INT_MAX);
 }
 
-/* Takes what the kernel asks, up to a burst. 0, or a negative errno that ends the session. */
-static int serve_burst(struct session *session, struct fuse_buf *buffer)
+/* Takes one request of the kernel's: measured, a burst of them is no faster. 0, or a negative errno
+ * that ends the session. */
+static int serve(struct session *session, struct fuse_buf *buffer)
 {
-    for (unsigned i = 0; i < SESSION_BURST; i++) {
-        int r = fuse_session_receive_buf(session->fuse, buffer);
-        if (r == -EAGAIN || r == -EINTR || r == 0)
-            return 0; /* 0: unmounted, fuse_session_exited() says so */
-        if (r < 0)
-            return r;
-        fuse_session_process_buf(session->fuse, buffer);
-    }
+    int r = fuse_session_receive_buf(session->fuse, buffer);
+
+    if (r == -EAGAIN || r == -EINTR || r == 0)
+        return 0; /* 0: unmounted, fuse_session_exited() says so */
+    if (r < 0)
+        return r;
+    fuse_session_process_buf(session->fuse, buffer);
     return 0;
 }
 
@@ -261,7 +261,7 @@ static int loop(struct session *session, struct fault *ret_fault)
         if (daemon_speaks)
             link_dispatch(session->link, view_now_us());
         if (fds[1].revents)
-            r = serve_burst(session, &buffer);
+            r = serve(session, &buffer);
         if (r < 0)
             fault_set(ret_fault, r, "the kernel's connection broke: %s", strerror(-r));
         view_step(session->view, view_now_us());

@@ -7,9 +7,6 @@
 
 #include "lib/fault.h"
 
-/* Requests of the kernel taken in one go before parked ones get their turn. */
-#define SESSION_BURST 64u
-
 struct session_options {
     const char *socket_path; /* NULL: the default search */
     const char
