@@ -91,7 +91,10 @@ static void bench_matrix(const struct kernel_table *table, enum gguf_type type, 
      */
     memset(file, 0x35, row_bytes * rows);
     w.tensor.data = aligned(w.tensor.bytes);
+    memset(w.tensor.data, 0, w.tensor.bytes);
+    double pack_us = now_us();
     table->pack(&w.tensor, 0, rows, file);
+    pack_us = now_us() - pack_us;
     w.x = aligned((size_t)MAX_N * cols * sizeof(float));
     w.y = aligned((size_t)MAX_N * rows * sizeof(float));
     w.prepared = aligned(table->prepared_bytes(type, cols, MAX_N));
@@ -106,7 +109,8 @@ static void bench_matrix(const struct kernel_table *table, enum gguf_type type, 
         double us = measure(&matmul);
         printf(" %6.1f", 2e-3 * rows * cols * w.n / us);
         if (i + 1 == ELEMENTSOF(columns))
-            printf("  prepare %.0f ns a column\n", prepare_us * 1000 / w.n);
+            printf("  prepare %.0f ns a column, pack %.1f GB/s\n", prepare_us * 1000 / w.n,
+                   1e-3 * row_bytes * rows / pack_us);
     }
     free(file);
     free(w.tensor.data);

@@ -215,7 +215,16 @@ static inline float bf16_to_f32(uint16_t value)
     return bits_f32((uint32_t)value << 16);
 }
 
-float f16_to_f32(uint16_t value);
+/* Without branches, so that loops over it become vectors: the magnitude's bits moved into a float's
+ * place are 2^112 too small (subnormals included), and what has the largest exponent keeps it. */
+static inline float f16_to_f32(uint16_t value)
+{
+    uint32_t magnitude = value & 0x7fff, sign = (uint32_t)(value & 0x8000) << 16;
+    uint32_t bits = f32_bits(bits_f32(magnitude << 13) * 0x1p112f);
+    uint32_t endless = magnitude >= 0x7c00 ? 0x7f800000 | magnitude << 13 : 0;
+    return bits_f32(sign | bits | endless);
+}
+
 /* Rounds to nearest, ties to even; beyond the range to infinity. */
 uint16_t f32_to_f16(float value);
 

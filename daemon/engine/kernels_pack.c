@@ -3,19 +3,6 @@
 
 #include "lib/cleanup.h"
 
-float f16_to_f32(uint16_t value)
-{
-    uint32_t sign = (uint32_t)(value & 0x8000) << 16;
-    uint32_t exponent = value >> 10 & 31, mantissa = value & 0x3ff;
-    if (exponent == 31)
-        return bits_f32(sign | 0x7f800000 | mantissa << 13);
-    if (exponent == 0) {
-        float small = (float)mantissa * 0x1p-24f;
-        return sign ? -small : small;
-    }
-    return bits_f32(sign | (exponent + 112) << 23 | mantissa << 13);
-}
-
 uint16_t f32_to_f16(float value)
 {
     uint32_t bits = f32_bits(value), magnitude = bits & 0x7fffffff;
@@ -98,18 +85,20 @@ size_t kernels_packed_bytes(enum gguf_type type, uint32_t rows, uint32_t cols)
 
 /* ---- one row of the file into its lane of a group ---- */
 
-/* Writes element k (0..QK-1) of a lane: nibbles, and what the type has above them. */
-static void put_nibble(uint8_t *quants, uint32_t lane, uint32_t k, uint32_t value)
+/* Four quants at a time: what a lane has in a quad, and what stands together in the file too. */
+static uint32_t load_4(const void *bytes)
 {
-    uint32_t quad = k / 4;
-    quants[quad % 4 * QUAD + lane * 4 + k % 4] |= quad < 4 ? value : value << 4;
+    uint32_t four;
+    memcpy(&four, bytes, sizeof(four));
+    return four;
 }
 
-static uint32_t get_nibble(const uint8_t *quants, uint32_t lane, uint32_t k)
+static void store_4(uint8_t *quad, uint32_t lane, uint32_t four)
 {
-    uint32_t quad = k / 4;
-    return quants[quad % 4 * QUAD + lane * 4 + k % 4] >> (quad < 4 ? 0 : 4) & 15;
+    memcpy(quad + lane * 4, &four, sizeof(four));
 }
+
+#define EACH_BYTE(x) ((x)*0x01010101u)
 
 /* Scale and minimum of sub-block s, six bits each, from the 12 bytes that hold eight of both. */
 static void k_scale(const uint8_t scales[12], uint32_t s, uint8_t *ret_scale, uint8_t *ret_minimum)
@@ -123,33 +112,38 @@ static void k_scale(const uint8_t scales[12], uint32_t s, uint8_t *ret_scale, ui
     }
 }
 
-/* Nibble of element k of sub-block s in the K types' 128 bytes. */
-static uint32_t file_k_nibble(const uint8_t q[128], uint32_t s, uint32_t k)
-{
-    return q[s / 2 * 32 + k] >> (s % 2 * 4) & 15;
-}
-
 static void pack_q8_0(uint8_t *group, uint32_t lane, uint32_t cols, const void *row)
 {
     const struct file_q8_0 *blocks = row;
     uint16_t *scales = (uint16_t *)group;
     uint8_t *quants = group + scales_bytes(cols);
-    for (uint32_t b = 0; b < cols / QK; b++, quants += N_QUADS * QUAD) {
+    for (uint32_t b = 0; b < cols / QK; b++) {
         scales[b * KERNEL_ROW_GROUP + lane] = blocks[b].d;
-        for (uint32_t k = 0; k < QK; k++)
-            quants[k / 4 * QUAD + lane * 4 + k % 4] = (uint8_t)blocks[b].q[k] ^ 0x80;
+        for (uint32_t i = 0; i < N_QUADS; i++, quants += QUAD)
+            store_4(quants, lane, load_4(blocks[b].q + 4 * i) ^ EACH_BYTE(0x80));
     }
 }
 
+/* The file pairs element j with j + 16, quad i with i + 4: as the planes do. */
 static void pack_q4_0(uint8_t *group, uint32_t lane, uint32_t cols, const void *row)
 {
     const struct file_q4_0 *blocks = row;
     uint16_t *scales = (uint16_t *)group;
     uint8_t *quants = group + scales_bytes(cols);
-    for (uint32_t b = 0; b < cols / QK; b++, quants += NIBBLE_BYTES) {
+    for (uint32_t b = 0; b < cols / QK; b++) {
         scales[b * KERNEL_ROW_GROUP + lane] = blocks[b].d;
-        for (uint32_t k = 0; k < QK; k++)
-            put_nibble(quants, lane, k, k < 16 ? blocks[b].q[k] & 15 : blocks[b].q[k - 16] >> 4);
+        for (uint32_t plane = 0; plane < 4; plane++, quants += QUAD)
+            store_4(quants, lane, load_4(blocks[b].q + 4 * plane));
+    }
+}
+
+/* Four planes from the nibbles (the high ones when `shift` is 4) of 32 bytes of a file. */
+static void pack_nibbles(uint8_t *quants, uint32_t lane, const uint8_t *bytes, uint32_t shift)
+{
+    for (uint32_t plane = 0; plane < 4; plane++) {
+        uint32_t low = load_4(bytes + 4 * plane) >> shift & EACH_BYTE(15);
+        uint32_t high = load_4(bytes + 16 + 4 * plane) >> shift & EACH_BYTE(15);
+        store_4(quants + plane * QUAD, lane, low | high << 4);
     }
 }
 
@@ -169,8 +163,7 @@ static void pack_q4_k(uint8_t *group, uint32_t lane, uint32_t cols, const void *
     for (uint32_t b = 0; b < cols / QK_K; b++, from++, to++) {
         pack_k_head(&to->head, lane, from->d, from->dmin, from->scales);
         for (uint32_t s = 0; s < QK_SUBS; s++)
-            for (uint32_t k = 0; k < QK; k++)
-                put_nibble(to->quants[s], lane, k, file_k_nibble(from->q, s, k));
+            pack_nibbles(to->quants[s], lane, from->q + s / 2 * 32, s % 2 * 4);
     }
 }
 
@@ -180,12 +173,13 @@ static void pack_q5_k(uint8_t *group, uint32_t lane, uint32_t cols, const void *
     struct packed_q5_k *to = (struct packed_q5_k *)group;
     for (uint32_t b = 0; b < cols / QK_K; b++, from++, to++) {
         pack_k_head(&to->head, lane, from->d, from->dmin, from->scales);
-        for (uint32_t s = 0; s < QK_SUBS; s++)
-            for (uint32_t k = 0; k < QK; k++) {
-                put_nibble(to->quants[s], lane, k, file_k_nibble(from->q, s, k));
-                uint32_t high = from->high[k] >> s & 1;
-                to->quants[s][NIBBLE_BYTES + lane * 4 + k % 4] |= high << k / 4;
-            }
+        for (uint32_t s = 0; s < QK_SUBS; s++) {
+            uint32_t plane = 0;
+            for (uint32_t i = 0; i < N_QUADS; i++)
+                plane |= (load_4(from->high + 4 * i) >> s & EACH_BYTE(1)) << i;
+            pack_nibbles(to->quants[s], lane, from->q + s / 2 * 32, s % 2 * 4);
+            store_4(to->quants[s] + NIBBLE_BYTES, lane, plane);
+        }
     }
 }
 
@@ -198,40 +192,61 @@ static void pack_q6_k(uint8_t *group, uint32_t lane, uint32_t cols, const void *
     for (uint32_t b = 0; b < cols / QK_K; b++, from++, to++) {
         to->d[lane] = from->d;
         for (uint32_t s = 0; s < QK_SUBS; s++) {
-            uint32_t half = s / 4, i = s % 4;
+            const uint8_t *low = from->low + s / 4 * 64 + s % 2 * 32;
+            const uint8_t *high = from->high + s / 4 * 32;
             to->scale[s][0][lane] = from->scales[2 * s];
             to->scale[s][1][lane] = from->scales[2 * s + 1];
-            for (uint32_t k = 0; k < QK; k++) {
-                uint32_t low = from->low[half * 64 + i % 2 * 32 + k] >> i / 2 * 4 & 15;
-                uint32_t high = from->high[half * 32 + k] >> 2 * i & 3;
-                put_nibble(to->quants[s], lane, k, low);
-                to->quants[s][NIBBLE_BYTES + k / 16 * QUAD + lane * 4 + k % 4] |= high
-                                                                                  << k / 4 % 4 * 2;
+            pack_nibbles(to->quants[s], lane, low, s % 4 / 2 * 4);
+            for (uint32_t half = 0; half < 2; half++) {
+                uint32_t plane = 0;
+                for (uint32_t j = 0; j < 4; j++) {
+                    uint32_t four = load_4(high + half * 16 + 4 * j);
+                    plane |= (four >> 2 * (s % 4) & EACH_BYTE(3)) << 2 * j;
+                }
+                store_4(to->quants[s] + NIBBLE_BYTES + half * QUAD, lane, plane);
             }
         }
     }
 }
 
-static void pack_row(enum gguf_type type, uint8_t *group, uint32_t lane, uint32_t cols,
-                     const void *row)
+/* Up to 16 rows of plain numbers of `width` bytes, a cache line of each at a time. */
+static void pack_numbers(uint8_t *group, uint32_t n_rows, uint32_t cols, size_t width,
+                         const uint8_t *rows)
 {
-    const uint8_t *bytes = row;
-    switch ((int)type) {
-    case GGUF_F32:
-        for (uint32_t k = 0; k < cols; k++)
-            memcpy(group + (k * KERNEL_ROW_GROUP + lane) * 4, bytes + k * 4, 4);
-        break;
-    case GGUF_F16:
-    case GGUF_BF16:
-        for (uint32_t k = 0; k < cols; k++)
-            memcpy(group + (k * KERNEL_ROW_GROUP + lane) * 2, bytes + k * 2, 2);
-        break;
-    case GGUF_Q8_0: pack_q8_0(group, lane, cols, row); break;
-    case GGUF_Q4_0: pack_q4_0(group, lane, cols, row); break;
-    case GGUF_Q4_K: pack_q4_k(group, lane, cols, row); break;
-    case GGUF_Q5_K: pack_q5_k(group, lane, cols, row); break;
-    case GGUF_Q6_K: pack_q6_k(group, lane, cols, row); break;
-    default: break;
+    for (uint32_t from = 0; from < cols; from += 16) {
+        uint32_t to = MIN(from + 16, cols);
+        for (uint32_t lane = 0; lane < n_rows; lane++) {
+            const uint8_t *row = rows + lane * cols * width;
+            for (uint32_t k = from; k < to; k++) {
+                uint8_t *at = group + ((size_t)k * KERNEL_ROW_GROUP + lane) * width;
+                if (width == 4)
+                    memcpy(at, row + (size_t)k * 4, 4);
+                else
+                    memcpy(at, row + (size_t)k * 2, 2);
+            }
+        }
+    }
+}
+
+/* Rows of blocks are packed one after the other into their lanes. */
+static void pack_group(const struct tensor *tensor, uint8_t *group, uint32_t n_rows,
+                       const uint8_t *rows, size_t row_bytes)
+{
+    enum gguf_type type = tensor->type;
+    if (n_rows < KERNEL_ROW_GROUP)
+        memset(group, 0, packed_group_bytes(type, tensor->cols));
+    if (type_is_float(type)) {
+        pack_numbers(group, n_rows, tensor->cols, type == GGUF_F32 ? 4 : 2, rows);
+        return;
+    }
+    for (uint32_t lane = 0; lane < n_rows; lane++, rows += row_bytes) {
+        switch ((int)type) {
+        case GGUF_Q8_0: pack_q8_0(group, lane, tensor->cols, rows); break;
+        case GGUF_Q4_0: pack_q4_0(group, lane, tensor->cols, rows); break;
+        case GGUF_Q4_K: pack_q4_k(group, lane, tensor->cols, rows); break;
+        case GGUF_Q5_K: pack_q5_k(group, lane, tensor->cols, rows); break;
+        default: pack_q6_k(group, lane, tensor->cols, rows); break;
+        }
     }
 }
 
@@ -239,18 +254,26 @@ void kernels_pack(struct tensor *tensor, uint32_t row_begin, uint32_t n_rows, co
 {
     size_t group_bytes = packed_group_bytes(tensor->type, tensor->cols);
     size_t row_bytes = file_row_bytes(tensor->type, tensor->cols);
+    const uint8_t *from = rows;
+    uint8_t *group = (uint8_t *)tensor->data + row_begin / KERNEL_ROW_GROUP * group_bytes;
     assert(row_begin % KERNEL_ROW_GROUP == 0 && row_begin + n_rows <= tensor->rows);
     assert(n_rows % KERNEL_ROW_GROUP == 0 || row_begin + n_rows == tensor->rows);
-    for (uint32_t i = 0; i < n_rows; i++) {
-        uint32_t lane = i % KERNEL_ROW_GROUP;
-        uint8_t *group = (uint8_t *)tensor->data + (row_begin + i) / KERNEL_ROW_GROUP * group_bytes;
-        if (lane == 0)
-            memset(group, 0, group_bytes);
-        pack_row(tensor->type, group, lane, tensor->cols, (const uint8_t *)rows + i * row_bytes);
+    while (n_rows > 0) {
+        uint32_t some = MIN(n_rows, KERNEL_ROW_GROUP);
+        pack_group(tensor, group, some, from, row_bytes);
+        group += group_bytes;
+        from += some * row_bytes;
+        n_rows -= some;
     }
 }
 
 /* ---- one row back ---- */
+
+static uint32_t get_nibble(const uint8_t *quants, uint32_t lane, uint32_t k)
+{
+    uint32_t quad = k / 4;
+    return quants[quad % 4 * QUAD + lane * 4 + k % 4] >> (quad < 4 ? 0 : 4) & 15;
+}
 
 static void unpack_k_sub(const struct packed_k_head *head, uint32_t s, uint32_t lane,
                          const uint8_t *quants, bool five_bits, float *ret_values)
@@ -316,21 +339,26 @@ static void unpack_block(const struct tensor *tensor, const uint8_t *group, uint
 void kernels_unpack_row(const struct tensor *tensor, uint32_t row, float *ret_values)
 {
     const uint8_t *group = packed_group(tensor, row / KERNEL_ROW_GROUP);
-    const uint16_t *halves = (const uint16_t *)group;
-    uint32_t lane = row % KERNEL_ROW_GROUP;
+    uint32_t lane = row % KERNEL_ROW_GROUP, cols = tensor->cols;
+    const float *singles = (const float *)group + lane;
+    const uint16_t *halves = (const uint16_t *)group + lane;
     assert(row < tensor->rows);
-    if (!type_is_float(tensor->type)) {
-        for (uint32_t b = 0; b < tensor->cols / QK; b++)
+    switch ((int)tensor->type) {
+    case GGUF_F32:
+        for (uint32_t k = 0; k < cols; k++)
+            ret_values[k] = singles[(size_t)k * KERNEL_ROW_GROUP];
+        break;
+    case GGUF_F16:
+        for (uint32_t k = 0; k < cols; k++)
+            ret_values[k] = f16_to_f32(halves[(size_t)k * KERNEL_ROW_GROUP]);
+        break;
+    case GGUF_BF16:
+        for (uint32_t k = 0; k < cols; k++)
+            ret_values[k] = bf16_to_f32(halves[(size_t)k * KERNEL_ROW_GROUP]);
+        break;
+    default:
+        for (uint32_t b = 0; b < cols / QK; b++)
             unpack_block(tensor, group, b, lane, ret_values + b * QK);
-        return;
-    }
-    for (uint32_t k = 0; k < tensor->cols; k++) {
-        size_t i = (size_t)k * KERNEL_ROW_GROUP + lane;
-        if (tensor->type == GGUF_F32)
-            ret_values[k] = ((const float *)group)[i];
-        else
-            ret_values[k] =
-                tensor->type == GGUF_F16 ? f16_to_f32(halves[i]) : bf16_to_f32(halves[i]);
     }
 }
 

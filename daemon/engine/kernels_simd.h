@@ -392,8 +392,11 @@ static void simd_prepare_block(const float *x, struct activation_block *block)
         return;
     }
     int32_t sums[2];
-    vf inverse = vf_set1(127.0f / largest);
-    quantise_32(vf_mul(low, inverse), vf_mul(high, inverse), block->q, sums);
+    vf inverse = vf_set1(127.0f / largest), limit = vf_set1(127.0f), minus = vf_set1(-127.0f);
+    /* A NaN becomes 127: sums stay small whatever comes. */
+    low = vf_max(vf_min(vf_mul(low, inverse), limit), minus);
+    high = vf_max(vf_min(vf_mul(high, inverse), limit), minus);
+    quantise_32(low, high, block->q, sums);
     block->scale = largest / 127.0f;
     block->scaled_sum = block->scale * (float)(sums[0] + sums[1]);
     block->bias_128 = -128 * (sums[0] + sums[1]);

@@ -284,7 +284,7 @@ VEC vi vi_dot_q8(vi sum, vb w, va a)
     return _mm512_dpbusd_epi32(sum, w, a);
 }
 
-/* 32 floats, rounded to nearest even and saturated to int8; returns the sums of both halves. */
+/* 32 floats within -127..127, rounded to nearest even, and the sums of both halves. */
 VEC void quantise_32(vf low, vf high, int8_t *ret_q, int32_t ret_sums[2])
 {
     vi a = _mm512_cvtps_epi32(low), b = _mm512_cvtps_epi32(high);
