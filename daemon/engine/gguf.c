@@ -14,8 +14,8 @@
 /* The first piece of a header that is read; each further one doubles what is there. */
 #define FIRST_PIECE_BYTES (64u << 10)
 #define DEFAULT_ALIGNMENT 32u
-/* The smallest tensor info: name length, n_dims, one dimension, type, offset. */
-#define MIN_TENSOR_BYTES 32u
+/* The smallest tensor info: a name of one byte, n_dims, one dimension, type, offset. */
+#define MIN_TENSOR_BYTES 33u
 /* The smallest key: its length, one byte, value type, one byte of value. */
 #define MIN_KEY_BYTES 14u
 /* A name as a sentence shows it, terminator included. */

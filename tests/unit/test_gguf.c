@@ -17,6 +17,7 @@
 #include "bench/gguf_writer.h"
 #include "daemon/engine/gguf.h"
 #include "lib/cleanup.h"
+#include "tests/support/alloc_fail.h"
 #include "tests/support/gguf_make.h"
 
 #define FLIPPED_FILES 20000u
@@ -310,7 +311,9 @@ Test(gguf, a_missing_key_is_told_from_one_of_another_type)
     struct byte_buffer b = begin(3, 0, 2);
     struct fault fault = {""};
     struct gguf *gguf;
-    struct gguf_string string;
+    struct gguf_string string, *strings;
+    int32_t *numbers;
+    float *floats;
     uint32_t number;
     uint64_t n;
     bool truth;
@@ -330,6 +333,15 @@ Test(gguf, a_missing_key_is_told_from_one_of_another_type)
     cr_expect_eq(gguf_get_array(gguf, "count", &n, &fault), -EBADMSG);
     cr_expect_eq(gguf_array_string(gguf, "count", 0, &string), -EBADMSG);
     cr_expect_eq(gguf_array_string(gguf, "absent", 0, &string), -ENOENT);
+    cr_expect_eq(gguf_get_f32(gguf, "absent", &real, NULL), -ENOENT);
+    cr_expect_eq(gguf_get_bool(gguf, "absent", &truth, NULL), -ENOENT);
+    cr_expect_eq(gguf_get_string(gguf, "absent", &string, NULL), -ENOENT);
+    cr_expect_eq(gguf_get_array(gguf, "absent", &n, NULL), -ENOENT);
+    cr_expect_eq(gguf_get_strings(gguf, "absent", &strings, &n, NULL), -ENOENT);
+    cr_expect_eq(gguf_get_f32s(gguf, "absent", &floats, &n, NULL), -ENOENT);
+    cr_expect_eq(gguf_get_i32s(gguf, "absent", &numbers, &n, NULL), -ENOENT);
+    cr_expect_eq(gguf_get_strings(gguf, "count", &strings, &n, &fault), -EBADMSG);
+    cr_expect_eq(gguf_get_f32s(gguf, "count", &floats, &n, &fault), -EBADMSG);
     gguf_free(gguf);
     byte_buffer_done(&b);
 }
@@ -989,6 +1001,50 @@ Test(gguf, flipped_bytes_never_crash, .timeout = 60)
     }
     cr_expect(opened > 0 && refused > 0, "the flips tell nothing: %lu opened, %lu refused",
               (unsigned long)opened, (unsigned long)refused);
+}
+
+/* ---- no memory ---- */
+
+Test(gguf, running_out_of_memory_is_told_wherever_it_happens)
+{
+    _cleanup_free_ uint8_t *bytes = NULL;
+    _cleanup_close_ int fd = -1;
+    struct gguf_source source;
+    unsigned n = 0;
+    size_t len;
+    int error;
+
+    tiny_model(&bytes, &len);
+    fd = memory_file(bytes, len);
+    source = (struct gguf_source){.fd = fd, .size = len};
+    do {
+        _cleanup_free_ struct gguf_string *strings = NULL;
+        _cleanup_free_ float *floats = NULL;
+        _cleanup_free_ int32_t *numbers = NULL;
+        struct gguf *gguf = NULL;
+        struct fault fault = {""};
+        uint64_t elements;
+        bool failed;
+        alloc_fail_at(++n);
+        error = gguf_open(&source, &gguf, &fault);
+        if (!error)
+            error = gguf_get_strings(gguf, "tokenizer.ggml.tokens", &strings, &elements, &fault);
+        if (!error)
+            error = gguf_get_f32s(gguf, "tokenizer.ggml.scores", &floats, &elements, &fault);
+        if (!error)
+            error = gguf_get_i32s(gguf, "tokenizer.ggml.token_type", &numbers, &elements, &fault);
+        failed = alloc_fail_done();
+        /* The one that gives unused memory back may fail without harm. */
+        cr_assert(error == 0 || (error == -ENOMEM && failed), "allocation %u: %d", n, error);
+        cr_assert(error == 0 || strstr(fault.text, "no memory"), "allocation %u: %s", n,
+                  fault.text);
+        gguf_free(gguf);
+        cr_assert_lt(n, 100u);
+        if (!failed)
+            break;
+    } while (true);
+    cr_expect_eq(error, 0);
+    cr_expect_gt(n, 10u, "only %u allocations were seen", n - 1);
 }
 
 /* ---- golden data ---- */

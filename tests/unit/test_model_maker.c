@@ -11,6 +11,7 @@
 
 #include "daemon/engine/tokenizer.h"
 #include "lib/cleanup.h"
+#include "tests/support/alloc_fail.h"
 #include "tests/support/gguf_make.h"
 
 struct made {
@@ -329,4 +330,48 @@ Test(model_maker, a_sink_that_refuses_ends_the_making)
         cr_expect_eq(model_make(&plan, refuse_after, &left, &fault), -ENOSPC);
         cr_expect_not_null(strstr(fault.text, "No space left"));
     }
+}
+
+static int swallow(void *userdata, const void *bytes, size_t len)
+{
+    (void)userdata;
+    (void)bytes;
+    (void)len;
+    return 0;
+}
+
+Test(model_maker, running_out_of_memory_is_told_wherever_it_happens)
+{
+    for (int kind = VOCABULARY_LLAMA; kind <= VOCABULARY_BERT; kind++) {
+        struct model_plan plan = tiny_model_plan();
+        unsigned n = 0;
+        int error;
+        plan.arch = kind == VOCABULARY_BERT ? PLAN_BERT : PLAN_LLAMA;
+        plan.kv_heads = plan.heads;
+        plan.vocabulary = (enum vocabulary_kind)kind;
+        do {
+            struct fault fault = {""};
+            bool failed;
+            alloc_fail_at(++n);
+            error = model_make(&plan, swallow, NULL, &fault);
+            failed = alloc_fail_done();
+            cr_assert_eq(error, failed ? -ENOMEM : 0, "allocation %u: %d", n, error);
+            cr_assert_lt(n, 1000u);
+        } while (error);
+        cr_expect_gt(n, 20u, "only %u allocations were seen", n - 1);
+    }
+}
+
+Test(model_maker, plans_speak_the_names_of_files)
+{
+    enum plan_arch arch;
+    enum plan_type type;
+    enum vocabulary_kind kind;
+
+    cr_expect(plan_arch_from_name("gemma3", &arch) == 0 && arch == PLAN_GEMMA3);
+    cr_expect(plan_type_from_name("Q4_K_M", &type) == 0 && type == PLAN_Q4_K_M);
+    cr_expect(plan_vocabulary_from_name("gpt2", &kind) == 0 && kind == VOCABULARY_GPT2);
+    cr_expect_eq(plan_arch_from_name("mamba", &arch), -EINVAL);
+    cr_expect_eq(plan_type_from_name("q5_k", &type), -EINVAL);
+    cr_expect_eq(plan_vocabulary_from_name("", &kind), -EINVAL);
 }

@@ -1,0 +1,17 @@
+/* Running out of memory on purpose: the n-th allocation of the program fails.
+ *
+ * A test linked with alloc_fail_dep has malloc, calloc, realloc and reallocarray of everything that
+ * is linked statically (what ships, not the C library) go through here. A loop over n = 1, 2, ...
+ * until nothing fails any more visits every allocation of a call. Hides: the linker's --wrap.
+ * Thread: one thread allocates while a failure is armed. */
+#ifndef HEARTH_TESTS_SUPPORT_ALLOC_FAIL_H
+#define HEARTH_TESTS_SUPPORT_ALLOC_FAIL_H
+
+#include <stdbool.h>
+
+/* Arms a failure of the n-th allocation from now on (from 1), that one alone. */
+void alloc_fail_at(unsigned n);
+/* Disarms; whether an allocation has failed since it was armed. */
+bool alloc_fail_done(void);
+
+#endif
