@@ -95,6 +95,15 @@ static void pair_number(struct table *table, const char *key, uint64_t number)
     cell_number(table, number);
 }
 
+static bool has_pair(const struct table *table, const char *key)
+{
+    for (size_t i = 0; i < table->n_cells; i += 2)
+        if (strcmp(table->cells[i], key) == 0)
+            return true;
+    return false;
+}
+
+/* Of the flat lines those whose key was not there before. */
 static void pairs_flat(struct table *table, const char *lines)
 {
     for (const char *line = lines; line && *line;) {
@@ -104,7 +113,7 @@ static void pairs_flat(struct table *table, const char *lines)
         char *value = strchr(copy, ' ');
         if (value)
             *value++ = '\0';
-        if (*copy)
+        if (*copy && !has_pair(table, copy))
             pair(table, copy, value ? value : "");
         line += len + (line[len] == '\n');
     }

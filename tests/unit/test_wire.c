@@ -1,8 +1,10 @@
 /* Frames as bytes: what is written, what is read back, and what hostile bytes must not do. */
 #include <criterion/criterion.h>
+#include <ctype.h>
 #include <errno.h>
 #include <float.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -398,4 +400,94 @@ Test(wire, a_word_is_compared_whole)
     cr_assert_not(wire_option_is(&option, "ready "));
     option.len = 0;
     cr_assert(wire_option_is(&option, ""));
+}
+
+/* ---- docs/protocol.md says what the code does ---- */
+
+static char *read_contract(void)
+{
+    const char *root = getenv("HEARTH_SOURCE_ROOT");
+    char path[4096];
+    if (!root)
+        return NULL;
+    snprintf(path, sizeof(path), "%s/docs/protocol.md", root);
+    FILE *file = fopen(path, "r");
+    cr_assert_not_null(file, "%s", path);
+    char *text = calloc(1, 1 << 20);
+    size_t n = fread(text, 1, (1 << 20) - 1, file);
+    cr_assert(n > 0 && feof(file));
+    fclose(file);
+    return text;
+}
+
+Test(wire, the_contract_lists_every_type_option_and_code)
+{
+    _cleanup_free_ char *text = read_contract();
+    char row[128];
+    if (!text)
+        cr_skip_test("HEARTH_SOURCE_ROOT is not set");
+    for (uint32_t i = 0; i <= UINT16_MAX; i++) {
+        const char *type = wire_type_name((uint16_t)i), *tag = wire_tag_name((uint16_t)i);
+        if (type) {
+            snprintf(row, sizeof(row), "\n| %u | `%s` |", i, type);
+            cr_assert_not_null(strstr(text, row), "%s", row);
+        }
+        if (tag) {
+            snprintf(row, sizeof(row), "\n| %u%s | `%s` |", i & ~WIRE_TAG_CRITICAL,
+                     i & WIRE_TAG_CRITICAL ? " + 0x8000" : "", tag);
+            cr_assert_not_null(strstr(text, row), "%s", row);
+        }
+    }
+    for (int code = 0; code < _CODE_MAX; code++) {
+        snprintf(row, sizeof(row), "\n| `%s` | ", wire_code_name((enum wire_code)code));
+        cr_assert_not_null(strstr(text, row), "%s", row);
+    }
+}
+
+/* The bytes of a block of the example: pairs of hexadecimal digits, up to the words of each line.
+ */
+static size_t example_bytes(const char *block, uint8_t *bytes, size_t size)
+{
+    size_t n = 0;
+    for (const char *line = block; strncmp(line, "```", 3) != 0; line += strcspn(line, "\n") + 1) {
+        const char *at = line + strspn(line, " ");
+        /* The words stand in columns of their own, behind at least three blanks. */
+        while (isxdigit((unsigned char)*at) && sscanf(at, "%2hhx", &bytes[n]) == 1 &&
+               (at[2] == ' ' || at[2] == '\n')) {
+            cr_assert_lt(++n, size);
+            at += 2;
+            if (strspn(at, " ") > 2)
+                break;
+            at += strspn(at, " ");
+        }
+    }
+    return n;
+}
+
+Test(wire, the_contracts_example_is_what_is_written)
+{
+    _cleanup_free_ char *text = read_contract();
+    uint8_t bytes[1024];
+    struct wire_buffer buffer = {0};
+    if (!text)
+        cr_skip_test("HEARTH_SOURCE_ROOT is not set");
+    const char *section = strstr(text, "## An example, byte by byte");
+    cr_assert_not_null(section);
+    size_t n = example_bytes(strstr(section, "```\n") + 4, bytes, sizeof(bytes));
+
+    wire_append(&buffer, WIRE_MAGIC, WIRE_MAGIC_BYTES);
+    wire_begin(&buffer, WIRE_HELLO, 0);
+    wire_put_text(&buffer, TAG_VERSION, "0.1");
+    wire_put_text(&buffer, TAG_CLIENT, "doc");
+    cr_assert_eq(wire_end(&buffer), 0);
+    wire_begin(&buffer, WIRE_COMPLETE, 1);
+    wire_put_text(&buffer, TAG_MODEL, "ember");
+    wire_put_text(&buffer, TAG_PROMPT, "Once upon a time");
+    wire_put_number(&buffer, TAG_MAX_TOKENS, 4);
+    wire_put_real(&buffer, TAG_TEMPERATURE, 0);
+    wire_put_number(&buffer, TAG_SEED, 7);
+    cr_assert_eq(wire_end(&buffer), 0);
+    cr_assert_eq(n, buffer.len, "%zu bytes in the document, %zu written", n, buffer.len);
+    cr_assert_arr_eq(bytes, buffer.data, n);
+    wire_buffer_done(&buffer);
 }
