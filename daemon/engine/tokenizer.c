@@ -1,5 +1,6 @@
 #include "daemon/engine/tokenizer.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -60,7 +61,7 @@ static inline uint64_t fold(uint64_t a, uint64_t b)
 
 /* Words of 8 bytes folded by wide multiplication. Seeded at random, so that no file can be written
  * whose tokens all meet in one slot. */
-uint64_t tokenizer_hash(const char *bytes, size_t len, uint64_t seed)
+static inline uint64_t hash(const char *bytes, size_t len, uint64_t seed)
 {
     uint64_t h = seed ^ (len * 0x9e3779b97f4a7c15u);
     for (; len >= 8; len -= 8, bytes += 8)
@@ -79,7 +80,7 @@ static inline bool has_bytes(const struct tokenizer *t, int32_t id, const char *
 static inline struct token_slot *slot_of(const struct tokenizer *t, const char *bytes, size_t len,
                                          uint32_t *ret_tag)
 {
-    uint64_t h = tokenizer_hash(bytes, len, t->hash_seed);
+    uint64_t h = hash(bytes, len, t->hash_seed);
     uint32_t tag = (uint32_t)(h >> 32);
     uint32_t i = (uint32_t)h & t->slot_mask;
     for (;; i = (i + 1) & t->slot_mask) {
@@ -194,17 +195,19 @@ static size_t decode(const struct tokenizer *t, struct gguf_string token, uint8_
 }
 
 /* A token never decodes to more bytes than it has in the file. */
+static_assert((uint64_t)TOKENIZER_MAX_VOCAB * TOKENIZER_MAX_TOKEN_BYTES <= (uint64_t)UINT32_MAX + 1,
+              "offsets into the arena are 32 bits wide");
 static int fill_arena(struct tokenizer *t, const struct gguf_string *tokens, uint8_t *indexed,
                       struct fault *ret_fault)
 {
-    uint64_t total = 0;
-    for (uint32_t i = 0; i < t->n_vocab; i++)
+    size_t total = 0; /* below 2^32: so many tokens, so long at most */
+    for (uint32_t i = 0; i < t->n_vocab; i++) {
+        if (tokens[i].len > TOKENIZER_MAX_TOKEN_BYTES)
+            return fault_set(ret_fault, -EBADMSG,
+                             "tokenizer: token %" PRIu32 " has %zu bytes, at most %u are allowed",
+                             i, tokens[i].len, TOKENIZER_MAX_TOKEN_BYTES);
         total += tokens[i].len;
-    if (total > UINT32_MAX / 2)
-        return fault_set(ret_fault, -EBADMSG,
-                         "tokenizer: the vocabulary's texts are %" PRIu64
-                         " bytes, at most %u can be used",
-                         total, UINT32_MAX / 2);
+    }
     _cleanup_free_ char *arena = malloc(total + 1);
     t->at = tokenizer_take(t, (size_t)t->n_vocab + 1, sizeof(*t->at));
     if (!arena || !t->at)

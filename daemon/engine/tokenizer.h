@@ -17,21 +17,30 @@
 
 struct tokenizer;
 
-/* -EBADMSG (malformed), -ENOTSUP (a kind that is not known, named), -ENOMEM. Copies what it needs.
- */
+/* -EBADMSG (malformed), -ENOTSUP (a kind or a pre-tokenizer that is not known, named), -ENOMEM.
+ * Copies what it needs. */
 int tokenizer_new(const struct gguf *gguf, struct tokenizer **ret_tokenizer,
                   struct fault *ret_fault);
 struct tokenizer *tokenizer_free(struct tokenizer *tokenizer);
 
-/* Ids of the text, no special tokens added. The caller frees *ret_ids (malloc). Any bytes are
- * taken; invalid UTF-8 goes through byte tokens or the replacement character. Worst case one id a
- * byte plus one. -E2BIG where PCRE2's limits are exceeded, -ENOMEM. */
+/* Ids of the text, no special tokens added. The caller frees *ret_ids (malloc, never NULL on
+ * success). Control tokens are never made from text; the tokens that a file marks as added by its
+ * user are found before anything merges, the longest first.
+ *
+ * Any bytes are taken. A byte that is not part of well-formed UTF-8 becomes the token of that byte
+ * and joins nothing, so pieces give it back unchanged; the `llama` kind writes the unknown token
+ * instead where the file has no byte tokens.
+ *
+ * At most one id a byte plus one, twice that with added tokens. -E2BIG for a text of more than 256
+ * MiB and where PCRE2's limits are exceeded (a run of more than four million blanks), -ENOMEM. A
+ * short text lives on the stack but for its ids and PCRE2's match data; a long word takes up to 84
+ * bytes of scratch memory a byte while it merges. */
 int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t text_bytes,
                      int32_t **ret_ids, size_t *ret_n);
 
 /* The bytes that a token adds to a text (a blank for ▁, the byte of a byte token, nothing for
- * control tokens). Not terminated; lives as long as the tokenizer. A token may hold part of a
- * UTF-8 sequence. */
+ * control tokens and ids out of range). Not terminated; lives as long as the tokenizer. A token may
+ * hold part of a UTF-8 sequence. */
 struct gguf_string tokenizer_piece(const struct tokenizer *tokenizer, int32_t id);
 
 uint32_t tokenizer_n_vocab(const struct tokenizer *tokenizer);

@@ -10,9 +10,11 @@
 #include "daemon/engine/tokenizer.h"
 #include "daemon/engine/tokenizer_merge.h"
 
-/* The largest vocabularies in use have about 300,000 entries. */
-#define TOKENIZER_MAX_VOCAB  (1u << 21)
-#define TOKENIZER_MAX_MERGES (1u << 22)
+/* The largest vocabularies in use have about 300,000 entries, their longest tokens a few hundred
+ * bytes. */
+#define TOKENIZER_MAX_VOCAB       (1u << 20)
+#define TOKENIZER_MAX_MERGES      (1u << 20)
+#define TOKENIZER_MAX_TOKEN_BYTES 4096u
 /* Added tokens are looked for at every position of a text: this bounds the work there. */
 #define TOKENIZER_MAX_ADDED_BYTES 256u
 /* A text of one call; offsets are 32 bits wide. */
@@ -101,7 +103,6 @@ static inline void encoder_put(struct encoder *e, int32_t id)
 
 /* The token with exactly these bytes, or -1. */
 int32_t tokenizer_find(const struct tokenizer *t, const char *bytes, size_t len);
-uint64_t tokenizer_hash(const char *bytes, size_t len, uint64_t seed);
 /* Zeroed memory that tokenizer_bytes() counts; NULL when there is none. */
 void *tokenizer_take(struct tokenizer *t, size_t n, size_t size);
 

@@ -125,7 +125,8 @@ static struct gguf_writer *gpt2(const char *pre, const struct word *words, size_
     _cleanup_free_ struct word *all = calloc(256 + n, sizeof(*all));
     for (int b = 0; b < 256; b++)
         all[b] = (struct word){in_alphabet(b, bytes[b]), NORMAL, 0};
-    memcpy(all + 256, words, n * sizeof(*words));
+    if (n > 0)
+        memcpy(all + 256, words, n * sizeof(*words));
     struct gguf_writer *w = written("gpt2", all, 256 + n);
     if (pre)
         gguf_put_string(w, KEY("pre"), pre);
@@ -304,6 +305,45 @@ Test(tokenizer, golden_texts_of_gpt2_have_the_reference_ids)
 Test(tokenizer, golden_extra_texts_of_gpt2_have_the_reference_ids)
 {
     expect_golden_extra("gpt-2");
+}
+
+Test(tokenizer, golden_story_is_read_and_written_as_the_reference_does)
+{
+    char path[2][512];
+    golden_path(path[0], sizeof(path[0]), "../models/stories260K-f32.gguf");
+    golden_path(path[1], sizeof(path[1]), "../models/stories260K-f32.json");
+    _cleanup_tokenizer_ struct tokenizer *t = golden_tokenizer(path[0]);
+    json_t *json = json_load_file(path[1], 0, NULL);
+    json_t *cases = json_object_get(json, "cases"), *item;
+    size_t i, n_stories = 0;
+    json_array_foreach(cases, i, item)
+    {
+        json_t *prompt = json_object_get(item, "prompt_text");
+        json_t *prompt_ids = json_object_get(item, "prompt_ids");
+        json_t *story_ids = json_object_get(item, "greedy_ids");
+        json_t *story = json_object_get(item, "greedy_text");
+        if (!prompt || !story)
+            continue;
+        _cleanup_free_ int32_t *ids = NULL;
+        size_t n = 0, len;
+        cr_assert_eq(
+            tokenizer_encode(t, json_string_value(prompt), json_string_length(prompt), &ids, &n),
+            0);
+        cr_assert_eq(n + 1, json_array_size(prompt_ids), "story %zu", i);
+        cr_expect_eq(json_integer_value(json_array_get(prompt_ids, 0)), tokenizer_bos(t));
+        for (size_t k = 0; k < n; k++)
+            cr_expect_eq(ids[k], json_integer_value(json_array_get(prompt_ids, k + 1)));
+        _cleanup_free_ int32_t *told = calloc(json_array_size(story_ids) + 1, sizeof(*told));
+        for (size_t k = 0; k < json_array_size(story_ids); k++)
+            told[k] = (int32_t)json_integer_value(json_array_get(story_ids, k));
+        _cleanup_free_ char *text = decoded(t, told, json_array_size(story_ids), &len);
+        cr_expect(len == json_string_length(story) &&
+                      memcmp(text, json_string_value(story), len) == 0,
+                  "story %zu: %.*s", i, (int)len, text);
+        n_stories++;
+    }
+    json_decref(json);
+    cr_expect_gt(n_stories, 0);
 }
 
 /* --- llama --- */
@@ -864,6 +904,15 @@ static void added_token_too_long(struct gguf_writer *w)
     gguf_put_i32s(w, KEY("token_type"), (int32_t[]){2, 4}, 2);
 }
 
+static void token_too_long(struct gguf_writer *w)
+{
+    static char text[5000];
+    memset(text, 'x', sizeof(text));
+    no_tokens(w);
+    gguf_begin_strings(w, KEY("tokens"), 1);
+    gguf_add_string(w, text, sizeof(text));
+}
+
 static void expect_refused(struct gguf_writer *w, const struct bad *bad)
 {
     struct tokenizer *t = NULL;
@@ -899,6 +948,7 @@ Test(tokenizer, malformed_llama_vocabularies_are_errors_with_a_sentence)
         {"unknown out of range", unknown_out_of_range, -EBADMSG, "unknown_token_id is 1000"},
         {"add_bos is text", add_bos_is_text, -EBADMSG, "add_bos_token"},
         {"space prefix is text", space_prefix_is_text, -EBADMSG, "add_space_prefix"},
+        {"token too long", token_too_long, -EBADMSG, "token 0 has 5000 bytes"},
         {"added token too long", added_token_too_long, -EBADMSG, "has 300 bytes"},
     };
     for (size_t i = 0; i < ELEMENTSOF(bad); i++) {
@@ -925,6 +975,11 @@ Test(tokenizer, malformed_gpt2_vocabularies_are_errors_with_a_sentence)
     }
     expect_refused(written("gpt2", pairs, ELEMENTSOF(pairs)),
                    &(struct bad){"no pre", NULL, -ENOTSUP, "names no pre-tokenizer"});
+    _cleanup_free_ const char **many = calloc(1100000, sizeof(*many));
+    for (size_t i = 0; i < 1100000; i++)
+        many[i] = "a b";
+    expect_refused(gpt2("gpt-2", pairs, ELEMENTSOF(pairs), many, 1100000),
+                   &(struct bad){"many merges", NULL, -EBADMSG, "1100000 merges"});
     expect_refused(gpt2("default", NULL, 0, NULL, 0),
                    &(struct bad){"pre default", NULL, -ENOTSUP, "\"default\" is not supported"});
     struct gguf_writer *w = written("gpt2", pairs, ELEMENTSOF(pairs));
