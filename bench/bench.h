@@ -11,6 +11,7 @@ enum {
     BENCH_DONE = 0,
     BENCH_FAILED = 1,
     BENCH_USAGE = 2,
+    BENCH_NO_DAEMON = 3,
 };
 
 struct bench_command {
@@ -20,7 +21,7 @@ struct bench_command {
     int (*run)(int argc, char **argv); /* argv[0] is the command's name; returns the exit code */
 };
 
-extern const struct bench_command bench_logits, bench_ids, bench_engine;
+extern const struct bench_command bench_logits, bench_ids, bench_engine, bench_serve;
 
 /* Prints "hearth-bench: " and the sentence on stderr; returns BENCH_FAILED. */
 __attribute__((format(printf, 1, 2))) int bench_fail(const char *format, ...);

@@ -8,6 +8,7 @@ static const struct bench_command *const commands[] = {
     &bench_engine,
     &bench_ids,
     &bench_logits,
+    &bench_serve,
 };
 
 static int help(FILE *to)

@@ -675,11 +675,13 @@ static void *runner_main(void *argument)
 
     pthread_setname_np(pthread_self(), "hearth-engine");
     runner->schedstat_fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
-    while (!runner->stopping) {
+    for (;;) {
         uint64_t now, wake_us;
         struct lane *lane;
         atomic_fetch_add_explicit(&runner->beat, 1, memory_order_relaxed);
         take_inbox(runner);
+        if (runner->stopping)
+            break;
         now = now_us(runner);
         refuse_and_expire(runner, now);
         lane = batcher_pick(runner->batcher, now, &wake_us);

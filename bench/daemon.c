@@ -1,0 +1,149 @@
+#include "bench/daemon.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "lib/cleanup.h"
+#include "lib/hearth.h"
+
+#define ANSWER_US 60000000u
+
+struct answer {
+    struct daemon_counters *counters;
+    char *message;
+    int error;
+};
+
+static int connect_to(const char *socket_path, struct hearth **ret_hearth, char ret_message[320])
+{
+    struct hearth_options options = HEARTH_OPTIONS_INIT;
+
+    options.socket_path = socket_path;
+    return hearth_connect(&options, ret_hearth, ret_message);
+}
+
+int daemon_pid(const char *socket_path, pid_t *ret_pid, char ret_message[320])
+{
+    struct hearth *hearth;
+    int r = connect_to(socket_path, &hearth, ret_message);
+
+    if (r < 0)
+        return r;
+    *ret_pid = (pid_t)hearth_daemon_pid(hearth);
+    hearth_free(hearth);
+    return 0;
+}
+
+static void take_line(struct daemon_counters *counters, const char *key, double value)
+{
+    const struct {
+        const char *key;
+        double *value;
+    } wanted[] = {
+        {"requests_total", &counters->requests},
+        {"requests_reused_connection_total", &counters->requests_reused},
+        {"step_rows_total", &counters->step_rows},
+        {"step_runnable_total", &counters->step_runnable},
+        {"engine_cpu_seconds_total", &counters->engine_cpu_s},
+        {"engine_busy_seconds_total", &counters->engine_busy_s},
+        {"engine_run_delay_seconds_total", &counters->engine_run_delay_s},
+        {"stream_frames_total", &counters->frames},
+        {"stream_frames_waited_total", &counters->frames_waited},
+        {"kv_used_bytes", &counters->kv_used_bytes},
+    };
+
+    for (size_t i = 0; i < ELEMENTSOF(wanted); i++)
+        if (strcmp(key, wanted[i].key) == 0)
+            *wanted[i].value = value;
+}
+
+static void on_reply(void *userdata, const struct hearth_reply *reply)
+{
+    struct answer *answer = userdata;
+    char key[128];
+    double value;
+
+    if (reply->kind == HEARTH_ERROR) {
+        answer->error = -EIO;
+        snprintf(answer->message, 320, "%s", reply->sentence);
+    }
+    if (reply->kind != HEARTH_ITEM || !answer->counters || !reply->text)
+        return;
+    for (const char *line = reply->text; line && *line; line = strchr(line, '\n')) {
+        line += *line == '\n';
+        if (sscanf(line, "%127s %lf", key, &value) == 2)
+            take_line(answer->counters, key, value);
+    }
+}
+
+int daemon_counters(const char *socket_path, struct daemon_counters *ret, char ret_message[320])
+{
+    struct answer answer = {.counters = ret, .message = ret_message};
+    struct hearth *hearth;
+    uint64_t id = 0;
+    int r = connect_to(socket_path, &hearth, ret_message);
+
+    if (r < 0)
+        return r;
+    *ret = (struct daemon_counters){-1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+    r = hearth_metrics(hearth, NULL, on_reply, &answer, &id);
+    if (r == 0)
+        r = hearth_finish(hearth, id, ANSWER_US);
+    hearth_free(hearth);
+    return r < 0 ? r : answer.error;
+}
+
+int daemon_warm(const char *socket_path, const char *model, char ret_message[320])
+{
+    struct answer answer = {.message = ret_message};
+    struct hearth *hearth;
+    uint64_t id = 0;
+    int r = connect_to(socket_path, &hearth, ret_message);
+
+    if (r < 0)
+        return r;
+    r = hearth_warm(hearth, model, true, on_reply, &answer, &id);
+    if (r == 0)
+        r = hearth_finish(hearth, id, ANSWER_US);
+    hearth_free(hearth);
+    return r < 0 ? r : answer.error;
+}
+
+uint64_t daemon_rss_bytes(pid_t pid)
+{
+    char path[64];
+    unsigned long size, resident = 0;
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/statm", (int)pid);
+    file = fopen(path, "re");
+    if (!file)
+        return 0;
+    if (fscanf(file, "%lu %lu", &size, &resident) != 2)
+        resident = 0;
+    fclose(file);
+    return (uint64_t)resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+double daemon_cpu_s(pid_t pid)
+{
+    char path[64], line[1024];
+    unsigned long user = 0, system = 0;
+    const char *after;
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    file = fopen(path, "re");
+    if (!file)
+        return 0;
+    /* Behind the name, which may hold anything: state and ten numbers, then the two. */
+    after = fgets(line, sizeof(line), file) ? strrchr(line, ')') : NULL;
+    fclose(file);
+    if (!after || sscanf(after + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user,
+                         &system) != 2)
+        return 0;
+    return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
+}
