@@ -611,7 +611,12 @@ static void simd_kv_store(const struct kv_shape *shape, void *page, uint32_t slo
     uint16_t *to_k = (uint16_t *)page + slot, *to_v = (uint16_t *)page + half, halves[LANES];
     for (size_t i = 0; i < width; i += LANES) {
         uint32_t n = width - i < LANES ? (uint32_t)(width - i) : LANES;
-        vf_store_f16(halves, n == LANES ? vf_load(k + i) : vf_load_n(k + i, n));
+        if (n == LANES) {
+            vf_store_f16(halves, vf_load(k + i));
+            UNROLL for (uint32_t j = 0; j < LANES; j++) to_k[(i + j) * KV_TILE] = halves[j];
+            continue;
+        }
+        vf_store_f16(halves, vf_load_n(k + i, n));
         for (uint32_t j = 0; j < n; j++)
             to_k[(i + j) * KV_TILE] = halves[j];
     }
@@ -630,7 +635,7 @@ static void simd_kv_store(const struct kv_shape *shape, void *page, uint32_t slo
     }
 }
 
-/* What the query heads of one KV head share. */
+/* Up to ATTEND_HEADS query heads of one KV head. */
 struct attention {
     void *const *pages;
     size_t k_at, v_at; /* elements from a page's begin to the KV head's K and V */
@@ -638,7 +643,7 @@ struct attention {
     uint32_t n_positions;
     uint32_t score_stride; /* floats from head to head: n_positions in whole tiles */
     float scale;
-    const float *q; /* n_heads of `dim` */
+    const float *q; /* heads of `dim` */
     float *out;
     float *scores;
 };
@@ -648,41 +653,66 @@ VEC vf load_kv(bool f32, const void *page, size_t at)
     return f32 ? vf_load((const float *)page + at) : vf_load_f16((const uint16_t *)page + at);
 }
 
-/* Scores of `heads` heads against all positions; slots that are not stored give -infinity. */
-VEC void score_heads(bool f32, int heads, const struct attention *a, float ret_largest[])
+/* Scores of `heads` heads against the positions p .. p + 16 * tiles - 1; slots that are not stored
+ * give -infinity. */
+VEC void score_tiles(bool f32, int heads, int tiles, uint32_t p, const struct attention *a,
+                     vf largest[ATTEND_HEADS])
 {
-    vf largest[ATTEND_HEADS];
-    UNROLL for (int h = 0; h < heads; h++) largest[h] = vf_set1(-INFINITY);
-    for (uint32_t p = 0; p < a->n_positions; p += KV_TILE) {
-        const void *page = a->pages[p / KV_TILE];
-        uint32_t n_slots = a->n_positions - p;
-        vf acc[ATTEND_HEADS];
-        UNROLL for (int h = 0; h < heads; h++) acc[h] = vf_zero();
-        for (uint32_t d = 0; d < a->dim; d++) {
-            vf k = load_kv(f32, page, a->k_at + (size_t)d * KV_TILE);
-            UNROLL for (int h = 0; h < heads; h++) acc[h] =
-                vf_fma(vf_set1(a->q[(uint32_t)h * a->dim + d]), k, acc[h]);
-        }
+    vf acc[ATTEND_TILES][ATTEND_HEADS];
+    const void *page[ATTEND_TILES];
+    const float *q = a->q;
+    size_t dim = a->dim;
+    UNROLL for (int t = 0; t < tiles; t++)
+    {
+        page[t] = a->pages[p / KV_TILE + (uint32_t)t];
+        UNROLL for (int h = 0; h < heads; h++) acc[t][h] = vf_zero();
+    }
+    for (size_t d = 0, at = a->k_at; d < dim; d++, at += KV_TILE) {
+        vf k[ATTEND_TILES];
+        UNROLL for (int t = 0; t < tiles; t++) k[t] = load_kv(f32, page[t], at);
         UNROLL for (int h = 0; h < heads; h++)
         {
-            acc[h] = vf_mul(acc[h], vf_set1(a->scale));
-            if (n_slots < KV_TILE)
-                acc[h] = vf_first(acc[h], vf_set1(-INFINITY), n_slots);
-            largest[h] = vf_max(acc[h], largest[h]);
-            vf_store(a->scores + (size_t)h * a->score_stride + p, acc[h]);
+            vf value = vf_set1(q[(size_t)h * dim + d]);
+            UNROLL for (int t = 0; t < tiles; t++) acc[t][h] = vf_fma(value, k[t], acc[t][h]);
         }
     }
+    UNROLL for (int h = 0; h < heads; h++)
+    {
+        float *scores = a->scores + (size_t)h * a->score_stride + p;
+        UNROLL for (int t = 0; t < tiles; t++)
+        {
+            uint32_t n_slots = a->n_positions - p - (uint32_t)t * KV_TILE;
+            vf score = vf_mul(acc[t][h], vf_set1(a->scale));
+            if (n_slots < KV_TILE)
+                score = vf_first(score, vf_set1(-INFINITY), n_slots);
+            largest[h] = vf_max(score, largest[h]);
+            vf_store(scores + (uint32_t)t * KV_TILE, score);
+        }
+    }
+}
+
+/* Scores and the largest of each head. `tiles` are in flight together. */
+VEC void score_heads(bool f32, int heads, int tiles, const struct attention *a,
+                     float ret_largest[ATTEND_HEADS])
+{
+    vf largest[ATTEND_HEADS];
+    uint32_t p = 0, step = (uint32_t)tiles * KV_TILE;
+    UNROLL for (int h = 0; h < heads; h++) largest[h] = vf_set1(-INFINITY);
+    for (; tiles > 1 && a->score_stride - p >= step; p += step)
+        score_tiles(f32, heads, tiles, p, a, largest);
+    for (; p < a->n_positions; p += KV_TILE)
+        score_tiles(f32, heads, 1, p, a, largest);
     UNROLL for (int h = 0; h < heads; h++) ret_largest[h] = vf_largest(largest[h]);
 }
 
 /* Turns a head's scores into exp(score - largest); returns 1 / their sum. */
-VEC float weigh_scores(const struct attention *a, float *scores, float largest)
+VEC float weigh_scores(float *scores, uint32_t n_positions, float largest)
 {
     vf sum = vf_zero();
-    for (uint32_t p = 0; p < a->n_positions; p += KV_TILE) {
+    for (uint32_t p = 0; p < n_positions; p += KV_TILE) {
         vf weights = vf_exp(vf_sub(vf_load(scores + p), vf_set1(largest)));
-        if (a->n_positions - p < KV_TILE)
-            weights = vf_first(weights, vf_zero(), a->n_positions - p);
+        if (n_positions - p < KV_TILE)
+            weights = vf_first(weights, vf_zero(), n_positions - p);
         vf_store(scores + p, weights);
         sum = vf_add(sum, weights);
     }
@@ -692,22 +722,23 @@ VEC float weigh_scores(const struct attention *a, float *scores, float largest)
 /* Weighted sums of V's dimensions d .. d + 16 * chunks - 1 for `heads` heads. Lanes beyond `dim`
  * read on into the page and are not stored. */
 VEC void weigh_values(bool f32, int heads, int chunks, uint32_t d, const struct attention *a,
-                      const float inverse[])
+                      const float inverse[ATTEND_HEADS])
 {
     vf acc[ATTEND_HEADS][ATTEND_CHUNKS];
     UNROLL for (int h = 0; h < heads; h++) UNROLL for (int j = 0; j < chunks; j++) acc[h][j] =
         vf_zero();
     for (uint32_t p = 0; p < a->n_positions; p += KV_TILE) {
         const void *page = a->pages[p / KV_TILE];
+        const float *weights = a->scores + p;
         uint32_t left = a->n_positions - p, n_slots = left < KV_TILE ? left : KV_TILE;
-        for (uint32_t slot = 0; slot < n_slots; slot++) {
-            size_t at = a->v_at + (size_t)slot * a->dim + d;
+        size_t at = a->v_at + d;
+        for (uint32_t slot = 0; slot < n_slots; slot++, at += a->dim) {
             vf v[ATTEND_CHUNKS];
             UNROLL for (int j = 0; j < chunks; j++) v[j] =
                 load_kv(f32, page, at + (size_t)j * LANES);
             UNROLL for (int h = 0; h < heads; h++)
             {
-                vf w = vf_set1(a->scores[(size_t)h * a->score_stride + p + slot]);
+                vf w = vf_set1(weights[(size_t)h * a->score_stride + slot]);
                 UNROLL for (int j = 0; j < chunks; j++) acc[h][j] = vf_fma(w, v[j], acc[h][j]);
             }
         }
@@ -718,19 +749,20 @@ VEC void weigh_values(bool f32, int heads, int chunks, uint32_t d, const struct 
 }
 
 /* Heads of 8: a vector takes an even position and the odd one after it. */
-VEC void weigh_values_8(bool f32, int heads, const struct attention *a, const float inverse[])
+VEC void weigh_values_8(bool f32, int heads, const struct attention *a,
+                        const float inverse[ATTEND_HEADS])
 {
     vf acc[ATTEND_HEADS];
     UNROLL for (int h = 0; h < heads; h++) acc[h] = vf_zero();
     for (uint32_t p = 0; p < a->n_positions; p += 2) {
-        const float *scores = a->scores + p;
+        const float *weights = a->scores + p;
         size_t at = a->v_at + (size_t)(p % KV_TILE) * 8;
         vf v = load_kv(f32, a->pages[p / KV_TILE], at);
         if (p + 1 == a->n_positions)
             v = vf_first(v, vf_zero(), 8);
         UNROLL for (int h = 0; h < heads; h++)
         {
-            const float *pair = scores + (size_t)h * a->score_stride;
+            const float *pair = weights + (size_t)h * a->score_stride;
             acc[h] = vf_fma(vf_set2(pair[0], pair[1]), v, acc[h]);
         }
     }
@@ -738,12 +770,12 @@ VEC void weigh_values_8(bool f32, int heads, const struct attention *a, const fl
         vf_store_n(a->out + (uint32_t)h * 8, vf_mul(vf_fold(acc[h]), vf_set1(inverse[h])), 8);
 }
 
-VEC void attend_heads(bool f32, int heads, const struct attention *a)
+VEC void attend_heads(bool f32, int heads, int tiles, const struct attention *a)
 {
     float of_head[ATTEND_HEADS]; /* the largest score, then 1 / the weights' sum */
-    score_heads(f32, heads, a, of_head);
+    score_heads(f32, heads, tiles, a, of_head);
     UNROLL for (int h = 0; h < heads; h++) of_head[h] =
-        weigh_scores(a, a->scores + (size_t)h * a->score_stride, of_head[h]);
+        weigh_scores(a->scores + (size_t)h * a->score_stride, a->n_positions, of_head[h]);
     if (a->dim == 8) {
         weigh_values_8(f32, heads, a, of_head);
         return;
@@ -755,39 +787,28 @@ VEC void attend_heads(bool f32, int heads, const struct attention *a)
         weigh_values(f32, heads, 1, d, a, of_head);
 }
 
-static void attend_many_f32(const struct attention *a)
-{
-    attend_heads(true, ATTEND_HEADS, a);
-}
+typedef void attend_fn(const struct attention *a);
 
-static void attend_many_f16(const struct attention *a)
-{
-    attend_heads(false, ATTEND_HEADS, a);
-}
+/* A single head has too little to do between two steps of its sum: it takes several tiles. */
+#define ATTEND_UNIT(NAME, F32, HEADS, TILES)             \
+    static void attend_##NAME(const struct attention *a) \
+    {                                                    \
+        attend_heads(F32, HEADS, TILES, a);              \
+    }
 
-static void attend_two_f32(const struct attention *a)
-{
-    attend_heads(true, 2, a);
-}
-
-static void attend_two_f16(const struct attention *a)
-{
-    attend_heads(false, 2, a);
-}
-
-static void attend_one_f32(const struct attention *a)
-{
-    attend_heads(true, 1, a);
-}
-
-static void attend_one_f16(const struct attention *a)
-{
-    attend_heads(false, 1, a);
-}
+ATTEND_UNIT(one_f16, false, 1, ATTEND_TILES)
+ATTEND_UNIT(one_f32, true, 1, ATTEND_TILES)
+ATTEND_UNIT(two_f16, false, 2, 1)
+ATTEND_UNIT(two_f32, true, 2, 1)
+ATTEND_UNIT(most_f16, false, ATTEND_HEADS, 1)
+ATTEND_UNIT(most_f32, true, ATTEND_HEADS, 1)
 
 static void simd_attend(const struct kv_shape *shape, void *const *pages, uint32_t n_positions,
                         uint32_t n_heads, float scale, const float *q, float *out, void *scratch)
 {
+    attend_fn *one = shape->f32 ? attend_one_f32 : attend_one_f16;
+    attend_fn *two = shape->f32 ? attend_two_f32 : attend_two_f16;
+    attend_fn *most = shape->f32 ? attend_most_f32 : attend_most_f16;
     uint32_t per_kv_head = n_heads / shape->n_kv_heads, dim = shape->head_dim;
     struct attention a = {
         .pages = pages,
@@ -804,12 +825,7 @@ static void simd_attend(const struct kv_shape *shape, void *const *pages, uint32
         a.v_at = kv_half_elements(shape) + a.k_at;
         for (uint32_t left = per_kv_head, heads; left > 0; left -= heads) {
             heads = left >= ATTEND_HEADS ? ATTEND_HEADS : left >= 2 ? 2 : 1;
-            if (heads == 1)
-                (shape->f32 ? attend_one_f32 : attend_one_f16)(&a);
-            else if (heads == 2)
-                (shape->f32 ? attend_two_f32 : attend_two_f16)(&a);
-            else
-                (shape->f32 ? attend_many_f32 : attend_many_f16)(&a);
+            (heads == 1 ? one : heads == 2 ? two : most)(&a);
             a.q += heads * dim;
             a.out += heads * dim;
         }

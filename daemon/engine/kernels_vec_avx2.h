@@ -23,6 +23,8 @@ typedef __m256i va;
 #define QUANT_TILE_COLUMNS 4
 #define ATTEND_HEADS       2
 #define ATTEND_CHUNKS      2
+/* Tiles of K in flight for a single head. */
+#define ATTEND_TILES 2
 
 VEC __m256i lanes_mask(uint32_t from, uint32_t n)
 {

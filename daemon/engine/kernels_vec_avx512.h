@@ -21,6 +21,8 @@ typedef __m512i vi, vb, va;
 /* Heads times 16-lane chunks of V in flight. */
 #define ATTEND_HEADS  4
 #define ATTEND_CHUNKS 4
+/* Tiles of K in flight for a single head. */
+#define ATTEND_TILES 4
 
 VEC __mmask16 lanes_mask(uint32_t n)
 {
@@ -184,23 +186,21 @@ VEC vf vf_fold(vf a)
     return _mm512_add_ps(a, _mm512_shuffle_f32x4(a, a, 0x4e));
 }
 
-/* Lanes added up in halves, quarters, pairs. */
+/* Lanes added up in halves, quarters, pairs; the narrower the vector, the cheaper the step. */
 VEC float vf_sum(vf a)
 {
-    a = vf_fold(a);
-    a = _mm512_add_ps(a, _mm512_shuffle_f32x4(a, a, 0xb1));
-    a = _mm512_add_ps(a, _mm512_permute_ps(a, 0x4e));
-    a = _mm512_add_ps(a, _mm512_permute_ps(a, 0xb1));
-    return _mm512_cvtss_f32(a);
+    __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_permute_ps(four, 0x4e));
+    return _mm_cvtss_f32(_mm_add_ps(two, _mm_permute_ps(two, 0xb1)));
 }
 
 VEC float vf_largest(vf a)
 {
-    a = _mm512_max_ps(a, _mm512_shuffle_f32x4(a, a, 0x4e));
-    a = _mm512_max_ps(a, _mm512_shuffle_f32x4(a, a, 0xb1));
-    a = _mm512_max_ps(a, _mm512_permute_ps(a, 0x4e));
-    a = _mm512_max_ps(a, _mm512_permute_ps(a, 0xb1));
-    return _mm512_cvtss_f32(a);
+    __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_permute_ps(four, 0x4e));
+    return _mm_cvtss_f32(_mm_max_ps(two, _mm_permute_ps(two, 0xb1)));
 }
 
 VEC vi vi_set1(int32_t x)
