@@ -13,6 +13,8 @@
 #include <math.h>
 
 #define LANES 16u
+/* How far ahead of their use weights are asked for. */
+#define PREFETCH_BYTES 4096
 
 /* Loops over the accumulators of a tile must vanish, or the accumulators live in memory. */
 #ifdef __clang__
@@ -87,6 +89,23 @@ VEC vb quad_of(enum gguf_type type, vb nibbles, const uint8_t *high_bits, int i)
     return quad;
 }
 
+/* Bytes of a block's quants in a row group. */
+VEC size_t quant_bytes(enum gguf_type type)
+{
+    return type == GGUF_Q8_0   ? N_QUADS * QUAD
+           : type == GGUF_Q5_K ? NIBBLE_BYTES + QUAD
+           : type == GGUF_Q6_K ? NIBBLE_BYTES + 2 * QUAD
+                               : NIBBLE_BYTES;
+}
+
+/* A processor's own prefetching stops at each page and follows one row group at half the memory's
+ * speed. Running on beyond the matrix is harmless. */
+VEC void prefetch_lines(const uint8_t *p, size_t lines)
+{
+    UNROLL for (size_t i = 0; i < lines; i++)
+        _mm_prefetch((const char *)p + PREFETCH_BYTES + i * KERNEL_ALIGN, _MM_HINT_T0);
+}
+
 VEC const struct activation_block *block_at(const uint8_t *x, size_t x_bytes, int column)
 {
     return (const struct activation_block *)(x + (size_t)column * x_bytes);
@@ -134,7 +153,7 @@ VEC void dot_block(enum gguf_type type, int n_columns, const uint8_t *quants, co
 VEC void tile_blocks(enum gguf_type type, int n_columns, const struct tile *t)
 {
     vf acc[QUANT_TILE_COLUMNS];
-    size_t x_bytes = t->x_bytes, step = type == GGUF_Q8_0 ? N_QUADS * QUAD : NIBBLE_BYTES;
+    size_t x_bytes = t->x_bytes;
     const uint16_t *scales = (const uint16_t *)t->weights;
     const uint8_t *quants = t->weights + scales_bytes(t->cols), *x = t->x;
     UNROLL for (int c = 0; c < n_columns; c++) acc[c] = vf_zero();
@@ -148,7 +167,7 @@ VEC void tile_blocks(enum gguf_type type, int n_columns, const struct tile *t)
             acc[c] = vf_fma(vf_mul(vf_from_vi(sums[0][c]), d), scale, acc[c]);
         }
         scales += LANES;
-        quants += step;
+        quants += quant_bytes(type);
         x += sizeof(struct activation_block);
     }
     UNROLL for (int c = 0; c < n_columns; c++)
@@ -160,14 +179,13 @@ VEC void tile_k(enum gguf_type type, int n_columns, const struct tile *t)
 {
     vf acc[QUANT_TILE_COLUMNS];
     size_t x_bytes = t->x_bytes;
-    size_t sub_bytes = NIBBLE_BYTES + (type == GGUF_Q5_K ? QUAD : 0);
     const uint8_t *weights = t->weights, *x = t->x;
     UNROLL for (int c = 0; c < n_columns; c++) acc[c] = vf_zero();
     for (uint32_t b = 0; b < t->cols / QK_K; b++) {
         const struct packed_k_head *head = (const struct packed_k_head *)weights;
         const uint8_t *quants = weights + sizeof(*head);
         vf d = vf_load_f16(head->d), dmin = vf_load_f16(head->dmin);
-        for (uint32_t s = 0; s < QK_SUBS; s++, quants += sub_bytes) {
+        for (uint32_t s = 0; s < QK_SUBS; s++, quants += quant_bytes(type)) {
             vi sums[2][QUANT_TILE_COLUMNS];
             dot_block(type, n_columns, quants, x, x_bytes, sums);
             vf scale = vf_mul(d, vf_from_u8(head->sub[s].scale));
