@@ -1,0 +1,149 @@
+"""hearth, the command line, against a real daemon and without one."""
+import json
+import signal
+import subprocess
+
+from lib.harness import expect, program, test, wait_for
+
+# Model states are logged as they change.
+STATES = r"hearthd: model \S+ is \w+"
+
+
+def warm_daemon(t, **more):
+    d = t.daemon(**more)
+    d.expect_log(STATES)
+    d.hearth("warm", "ember", "--wait")
+    return d
+
+
+def long_model(t):
+    """One whose answer takes long enough to be interrupted."""
+    path = t.dir / "long.gguf"
+    t.run("make-model", "--out", path, "--dim", 512, "--layers", 8, "--context", 8192)
+    return path
+
+
+@test
+def without_a_daemon_a_look_says_inactive_and_work_says_how_to_start(t):
+    s = t.dir / "s"
+    expect(t.run("hearth", "status", "--socket", s).out.startswith("state inactive\n"), "status")
+    expect(json.loads(t.run("hearth", "status", "--json", "--socket", s).out)["state"] == "inactive",
+           "status --json")
+    t.write("s.models", "ember\ntiny\n")
+    rows = [r.split()[:2] for r in t.run("hearth", "models", "--socket", s).out.splitlines()]
+    expect(rows == [["NAME", "STATE"], ["ember", "cold"], ["tiny", "cold"]], f"{rows}")
+    for command in (("run", "ember", "hi"), ("stats",), ("warm", "ember"), ("unload", "ember"),
+                    ("tokenize", "ember", "hi")):
+        r = t.run("hearth", *command, "--socket", s, code=3)
+        expect(r.out == "" and f"no daemon at {s}: start it with" in r.err, f"{r}")
+    expect(not s.exists(), "a look started something")
+
+
+@test
+def usage_errors_say_what_is_wrong(t):
+    cases = (((), "no command"), (("rum",), "did you mean 'run'"), (("run",), "argument is missing"),
+             (("run", "m", "--top-k", "x"), "a whole number"), (("run", "m", "a", "b"), "too many"),
+             (("run", "m", "p", "--deadline", "30"), "with its unit"), (("status", "x"), "too many"))
+    for args, says in cases:
+        r = t.run("hearth", *args, code=2)
+        expect(r.out == "" and r.err.startswith("hearth: ") and says in r.err, f"{r}")
+    r = t.run("hearth", "run", "./model.gguf", "hi", code=1)
+    expect("later version" in r.err, f"{r}")
+
+
+@test
+def every_command_explains_itself(t):
+    for name in ("run", "tokenize", "warm", "unload", "models", "status", "stats"):
+        r = t.run("hearth", name, "--help")
+        expect(f"usage: hearth {name}" in r.out and "--socket PATH" in r.out, f"{r}")
+        expect(t.run("hearth", "help", name).out == r.out, "help NAME is another")
+
+
+@test
+def run_prints_the_continuation_alone_and_the_same_every_way(t):
+    d = warm_daemon(t)
+    options = ("--temperature", 0, "--max-tokens", 20)
+    text = d.hearth("run", "ember", "Once upon a time", *options).out
+    expect(text and not text.endswith("\n\n"), f"{text!r}")
+    expect(d.hearth("run", "ember", *options, input="Once upon a time").out == text, "from stdin")
+    answer = json.loads(d.hearth("run", "ember", "Once upon a time", *options, "--json").out)
+    expect(answer["text"] == text and answer["model"] == "ember", f"{answer}")
+    expect(answer["usage"]["completion_tokens"] <= 20 and answer["reason"] in ("length", "stop"),
+           f"{answer}")
+    expect(set(answer["timings"]) == {"queued_us", "load_us", "prefill_us", "decode_us"}, f"{answer}")
+
+
+@test
+def a_seed_of_64_bits_gives_the_same_text_again(t):
+    d = warm_daemon(t)
+    args = ("run", "ember", "The", "--max-tokens", 16, "--seed", 2**64 - 1, "--json")
+    first, second = (json.loads(d.hearth(*args).out) for _ in range(2))
+    expect(first["seed"] == second["seed"] == 2**64 - 1, f"{first} {second}")
+    expect(first["text"] == second["text"], f"{first} {second}")
+
+
+@test
+def refusals_are_sentences_and_exit_with_1(t):
+    d = warm_daemon(t)
+    for args, says in ((("run", "absent", "x"), "no model absent"),
+                       (("warm", "absent", "--wait"), "no model absent"),
+                       (("run", "ember", "x", "--max-tokens", 0), "max_tokens"),
+                       (("models", "absent"), "no model"), (("stats", "absent"), "absent")):
+        r = d.hearth(*args, code=1)
+        expect(r.err.startswith("hearth: ") and says in r.err, f"{r}")
+        expect(r.err.count("\n") == 1, f"{r}")
+
+
+@test
+def models_status_and_stats_agree(t):
+    d = warm_daemon(t)
+    ember = json.loads(d.hearth("models", "ember", "--json").out)[0]
+    expect(ember["state"] == "ready" and ember["memory_bytes"] > 0, f"{ember}")
+    expect("ember" in d.hearth("models").out, "the table")
+    status = json.loads(d.hearth("status", "--json").out)
+    expect(status["state"] == "running" and status["pid"] == d.pid, f"{status}")
+    stats = json.loads(d.hearth("stats", "--json").out)
+    expect({"pool", "batcher", "streaming", "loader"} <= set(stats), f"{stats}")
+    expect("hearth_up 1" in d.hearth("stats", "prometheus").out, "prometheus")
+    d.hearth("unload", "ember")
+    wait_for(lambda: json.loads(d.hearth("models", "ember", "--json").out)[0]["state"] == "cold",
+             "ember to be cold")
+
+
+@test
+def tokenize_prints_ids_on_one_line(t):
+    d = warm_daemon(t)
+    out = d.hearth("tokenize", "ember", input="Once upon a time").out
+    expect(out.endswith("\n") and out.count("\n") == 1, f"{out!r}")
+    ids = [int(i) for i in out.split()]
+    expect(ids and json.loads(d.hearth("tokenize", "ember", "Once upon a time", "--json").out) == ids,
+           f"{out!r}")
+
+
+@test
+def ctrl_c_cancels_in_the_daemon_too(t):
+    d = warm_daemon(t, models=[long_model(t)])
+    d.hearth("warm", "long", "--wait")
+    p = t.start("hearth", "run", "--socket", d.socket, "long", "x", "--max-tokens", 8000,
+                "--ignore-eos", stdout=subprocess.PIPE)
+    expect(p.stdout.read(1), "no text came")
+    p.send_signal(signal.SIGINT)
+    p.stdout.read()
+    expect(p.wait(20) == 130, f"exit status {p.returncode}")
+    wait_for(lambda: json.loads(d.hearth("status", "--json").out)["info"]["requests_live"] == 0,
+             "the daemon to have no request")
+    expect(d.metric("stream_cancelled_total") == 1, "not counted as cancelled")
+
+
+@test
+def a_reader_that_leaves_ends_it_quietly(t):
+    d = warm_daemon(t, models=[long_model(t)])
+    d.hearth("warm", "long", "--wait")
+    p = t.start(program("hearth"), "run", "--socket", d.socket, "long", "x", "--max-tokens", 8000,
+                "--ignore-eos", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    expect(p.stdout.read(1), "no text came")
+    p.stdout.close()
+    expect(p.wait(20) == -signal.SIGPIPE, f"exit status {p.returncode}")
+    expect(p.stderr.read() == b"", "it said something")
+    wait_for(lambda: json.loads(d.hearth("status", "--json").out)["info"]["requests_live"] == 0,
+             "the daemon to have no request")
