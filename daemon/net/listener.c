@@ -95,6 +95,7 @@ static int bind_path(const char *path, int *ret_fd, struct fault *ret_fault)
     struct stat st;
     int r = address_of(path, &address, ret_fault);
 
+    (void)lock; /* held until the end of the scope; a directory that cannot be locked is used anyway */
     if (r < 0)
         return r;
     if (fd < 0)

@@ -69,6 +69,8 @@ struct request {
     struct stream_stops *stops; /* NULL: none */
     uint32_t max_tokens;
     bool ignore_eos;
+    bool has_fingerprint; /* of the stream that this one continues */
+    uint64_t fingerprint;
     uint64_t received_us, ready_us /* when its model was ready */, submitted_us;
     struct runner_model *runner_model;
 

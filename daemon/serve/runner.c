@@ -414,8 +414,11 @@ static void remove_if_empty(struct runner *runner, struct runner_model *rm)
 
 /* ---- steps ---- */
 
-static void fill_rows(struct runner_model *rm, const struct batch *batch)
+/* The engine's rows of the batch; the prompt tokens among their columns. */
+static uint64_t fill_rows(struct runner_model *rm, const struct batch *batch)
 {
+    uint64_t n_prompt = 0;
+
     for (uint32_t i = 0; i < batch->n_jobs; i++) {
         struct job *job = batch->jobs[i];
         struct request *request = job_request(job);
@@ -428,7 +431,10 @@ static void fill_rows(struct runner_model *rm, const struct batch *batch)
                      : last                         ? ROW_LOGITS
                                                     : ROW_NOTHING,
         };
+        if (job->fed < request->n_prompt)
+            n_prompt += MIN(job->chunk, request->n_prompt - job->fed);
     }
+    return n_prompt;
 }
 
 /* The engine has no memory for the step: its requests end, the others go on. */
@@ -449,9 +455,9 @@ static void fail_step(struct runner *runner, struct runner_model *rm, const stru
 static int begin_step(struct runner *runner, struct runner_model *rm, const struct batch *batch)
 {
     struct metrics *metrics = runner->options.metrics;
+    uint64_t n_prompt = fill_rows(rm, batch);
     int r;
 
-    fill_rows(rm, batch);
     r = engine_step_begin(runner->engine, rm->model, rm->rows, batch->n_jobs);
     if (r < 0) {
         fail_step(runner, rm, batch, r);
@@ -462,6 +468,7 @@ static int begin_step(struct runner *runner, struct runner_model *rm, const stru
     metrics_add(metrics, M_STEP_ROWS, batch->n_jobs);
     metrics_add(metrics, M_STEP_RUNNABLE, batch->n_runnable);
     metrics_add(metrics, M_STEP_COLUMNS, batch->n_columns);
+    metrics_add(metrics, M_PROMPT_TOKENS, n_prompt);
     if (batch->n_jobs > metrics_get(metrics, M_STEP_ROWS_MAX))
         metrics_set(metrics, M_STEP_ROWS_MAX, batch->n_jobs);
     return 0;

@@ -288,7 +288,12 @@ static void start(struct service *service, struct request *request)
     request->ready_us = service_now_us(service);
     registry_use(service->registry, request->model, request->job.uid);
     request->stage = STAGE_TOKENIZING;
-    if (!request->text) {
+    if (request->has_fingerprint && request->fingerprint != request->model->fingerprint) {
+        request_fail(request, CODE_BAD_REQUEST,
+                     "fingerprint: the model or the daemon has changed since, and what was streamed "
+                     "before cannot be continued");
+        have_ids(service, request);
+    } else if (!request->text) {
         have_ids(service, request);
     } else if (request->text_bytes <= TEXT_ON_REACTOR_BYTES) {
         request_tokenize(request, request->model->model, request->kind == REQUEST_TOKENIZE);
@@ -542,6 +547,8 @@ static int fill_request(struct service *service, struct request *request,
         request->params.seed = next_seed(service);
     request->max_tokens = request->kind == REQUEST_EMBED ? 0 : options->max_tokens;
     request->ignore_eos = options->ignore_eos;
+    request->has_fingerprint = options->has_fingerprint;
+    request->fingerprint = options->fingerprint;
     request->job.priority = options->priority;
     if (options->deadline_us)
         request->job.deadline_us = request->received_us + options->deadline_us;
@@ -558,8 +565,7 @@ static int fill_request(struct service *service, struct request *request,
 }
 
 static int check_generation(struct service *service, const struct peer *peer,
-                            const struct request_options *options, struct model_entry *entry,
-                            struct refusal *refusal)
+                            const struct request_options *options, struct refusal *refusal)
 {
     if (!options->prompt == !options->ids)
         return refusal_set(refusal, CODE_BAD_REQUEST, "prompt",
@@ -567,11 +573,6 @@ static int check_generation(struct service *service, const struct peer *peer,
     if (options->on_behalf)
         return refusal_set(refusal, CODE_FORBIDDEN, wire_tag_name(TAG_ON_BEHALF_OF),
                            "on-behalf-of is taken on the status socket alone");
-    if (options->has_fingerprint && entry && entry->state == MODEL_READY &&
-        options->fingerprint != entry->fingerprint)
-        return refusal_set(refusal, CODE_BAD_REQUEST, "fingerprint",
-                           "the model or the daemon has changed since: what was streamed before "
-                           "cannot be continued");
     return admission_enter(service->admission, peer->account, refusal);
 }
 
@@ -583,7 +584,7 @@ static void generation(struct service *service, struct peer *peer, uint64_t id,
     struct refusal refusal;
     struct request *request;
 
-    if (check_generation(service, peer, options, entry, &refusal) < 0) {
+    if (check_generation(service, peer, options, &refusal) < 0) {
         reply_refusal(peer, id, &refusal);
         return;
     }

@@ -36,7 +36,8 @@ GOLDEN = Path(os.environ.get("HEARTH_GOLDEN", ROOT.parent / "shared" / "golden")
 # What hearthd may say on stderr in any test; a test that expects more says so (Daemon.expect_log).
 ROUTINE_LOG = [
     r"hearthd: listening on /\S+",
-    r"hearthd: draining: .*",
+    r"hearthd: model \S+ is (cold|queued|loading|warming|ready|draining)",
+    r"hearthd: draining: (SIGTERM|SIGINT|idle)",
     r"hearthd: stopped",
 ]
 
@@ -85,7 +86,7 @@ class Result:
 def program(name):
     """A built program by its name."""
     folder = {"hearthd": "daemon", "hearth": "cli", "hearthfs": "fs", "hearth-bench": "bench",
-              "make-model": "bench"}[name]
+              "make-model": "bench", "slow-disk": "tests"}[name]
     path = BUILD / folder / name
     if not path.exists():
         raise Failure(f"{path} is not built")
