@@ -53,6 +53,7 @@ struct request *service_add_request(struct service *service, struct peer *peer, 
     request->job.uid = peer->uid;
     HASH_ADD(hh, service->requests, key, sizeof(request->key), request);
     service->n_requests++;
+    metrics_set(service->options.metrics, M_QUEUE, service->n_requests);
     request->peer_next = peer->requests;
     if (peer->requests)
         peer->requests->peer_previous = request;
@@ -144,6 +145,7 @@ static void retire(struct service *service, struct request *request)
 {
     HASH_DEL(service->requests, request);
     service->n_requests--;
+    metrics_set(service->options.metrics, M_QUEUE, service->n_requests);
     leave_peer(request);
     release_input(service, request);
     admission_leave(service->admission, request->account);
@@ -187,7 +189,6 @@ static void count_ending(struct service *service, const struct request *request)
     metrics_observe_us(metrics, M_LATENCY, now - request->received_us);
     if (request->first_token_us)
         metrics_observe_us(metrics, M_FIRST_TOKEN, request->first_token_us - request->received_us);
-    metrics_set(metrics, M_QUEUE, service->n_requests);
 }
 
 static void reply_vector(const struct request *request)
