@@ -83,7 +83,8 @@ struct kernel_table {
                      const float *v);
     /* Attention of one query position over positions 0..n_positions-1 (causality is the caller's:
      * n_positions = its own position + 1). q and out: n_heads * head_dim floats; n_heads is a
-     * multiple of n_kv_heads. scratch: attend_scratch_bytes(). */
+     * multiple of n_kv_heads. scratch: attend_scratch_bytes(), of any alignment that suits a float.
+     * Slots that were never stored may hold anything. */
     void (*attend)(const struct kv_shape *shape, void *const *pages, uint32_t n_positions,
                    uint32_t n_heads, float scale, const float *q, float *out, void *scratch);
     size_t (*attend_scratch_bytes)(uint32_t n_heads, uint32_t n_positions);
