@@ -55,3 +55,17 @@ def the_units_keep_what_the_product_needs(t):
     socket = (ROOT / "packaging/systemd/hearthd.socket").read_text()
     for line in ("ListenStream=/run/hearth/hearth.sock", "SocketMode=0660", "SocketGroup=hearth"):
         expect(line in socket.splitlines(), line)
+
+
+@test
+def an_installation_has_what_the_units_start(t):
+    t.need_program("meson")
+    r = t.run("meson", "introspect", "--installed", BUILD)
+    installed = set(json.loads(r.out).values())
+    for unit, name in (("hearthd.service", "hearthd"), ("hearthfs.service", "hearthfs")):
+        text = (BUILD / "packaging" / unit).read_text()
+        path = re.search(rf"^ExecStart=.*?(/\S*/{name})\b", text, re.MULTILINE)[1]
+        expect(path in installed, f"{unit} starts {path}, installed are {sorted(installed)}")
+    names = {path.rsplit("/", 1)[1] for path in installed}
+    for name in ("hearth", "hearthd.socket", "hearthd.service", "hearthfs.service", "hearth.yaml"):
+        expect(name in names, f"{name} is not installed: {sorted(names)}")

@@ -39,6 +39,7 @@ ROUTINE_LOG = [
     r"hearthd: model \S+ is (cold|queued|loading|warming|ready|draining)",
     r"hearthd: draining: (SIGTERM|SIGINT|idle)",
     r"hearthd: stopped",
+    r"hearthd: model \S+ is (queued|loading|warming|ready|draining|cold)",
 ]
 
 _tests = []
