@@ -1,6 +1,7 @@
 """Socket activation: the socket is there before the daemon, and outlives it."""
 import signal
 import socket
+import subprocess
 
 from lib.harness import expect, program, test, wait_for
 from lib.wire import Client
@@ -61,7 +62,9 @@ def it_leaves_when_nothing_is_to_be_done(t):
 def it_refuses_a_passed_descriptor_that_does_not_listen(t):
     ours, theirs = socket.socketpair()
     process = t.start("sh", "-c", f"LISTEN_PID=$$ LISTEN_FDS=1 exec '{program('hearthd')}' 3<&0",
-                      stdin=theirs)
+                      stdin=theirs, stderr=subprocess.PIPE, text=True)
+    text = process.stderr.read()
     expect(process.wait(20) == 1, "it took something that is no listening socket")
+    expect("expected one listening Unix stream socket" in text, text)
     ours.close()
     theirs.close()

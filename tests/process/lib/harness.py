@@ -160,11 +160,14 @@ class Bench:
         return r
 
     def start(self, *args, **more):
-        """Starts a program in the background; it is killed at the end of the test."""
+        """Starts a program in the background; it is killed at the end of the test. Its stderr goes to
+        a file in the test's folder unless the caller says where."""
         with contextlib.suppress(KeyError):
             args = (program(args[0]), *args[1:])
         more.setdefault("stdin", subprocess.DEVNULL)
-        process = subprocess.Popen([str(a) for a in args], **more)
+        with open(self.dir / f"program{len(self.programs)}.stderr", "wb") as log:
+            more.setdefault("stderr", log)
+            process = subprocess.Popen([str(a) for a in args], **more)
         self.programs.append(process)
         return process
 
