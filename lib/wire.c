@@ -331,6 +331,7 @@ static inline uint8_t *option_extend(struct wire_buffer *buffer, uint16_t tag, u
     uint8_t *at = buffer_extend(buffer, WIRE_OPTION_BYTES + (size_t)len);
     if (!at)
         return NULL;
+    buffer->option_at = (size_t)(at - buffer->data);
     store_u32(at, tag); /* the reserved field is the upper half */
     store_u32(at + 4, len);
     return at + WIRE_OPTION_BYTES;
@@ -398,6 +399,19 @@ int wire_end(struct wire_buffer *buffer)
     }
     store_u32(buffer->data + buffer->frame_at, (uint32_t)body_len);
     return 0;
+}
+
+int wire_extend(struct wire_buffer *buffer, const void *bytes, size_t len)
+{
+    size_t value_at = buffer->option_at + WIRE_OPTION_BYTES;
+
+    if (len > UINT32_MAX - buffer->len)
+        return -EMSGSIZE;
+    wire_append(buffer, bytes, len);
+    if (buffer->failed)
+        return -ENOMEM;
+    store_u32(buffer->data + buffer->option_at + 4, (uint32_t)(buffer->len - value_at));
+    return wire_end(buffer);
 }
 
 void wire_append(struct wire_buffer *buffer, const void *bytes, size_t len)

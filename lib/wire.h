@@ -162,7 +162,8 @@ struct wire_buffer {
     uint8_t *data;
     size_t len;
     size_t capacity;
-    size_t frame_at; /* offset of the frame being written */
+    size_t frame_at;  /* offset of the frame being written, or written last */
+    size_t option_at; /* of its last option */
     bool failed;
     bool oversize; /* the frame being written has an option beyond 4 GiB */
 };
@@ -198,6 +199,9 @@ void wire_put_number(struct wire_buffer *buffer, uint16_t tag, uint64_t value); 
 void wire_put_real(struct wire_buffer *buffer, uint16_t tag, float value);
 /* Closes the frame begun last: 0, -ENOMEM, or -EMSGSIZE beyond 4 GiB. */
 int wire_end(struct wire_buffer *buffer);
+/* Lengthens the last option of the frame ended last, which must be the buffer's end and not yet on
+ * its way: text that follows itself needs no frame of its own. As wire_end(). */
+int wire_extend(struct wire_buffer *buffer, const void *bytes, size_t len);
 /* Appends raw bytes (the magic, an HTTP reply). */
 void wire_append(struct wire_buffer *buffer, const void *bytes, size_t len);
 void wire_buffer_done(struct wire_buffer *buffer);

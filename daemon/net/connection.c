@@ -245,6 +245,7 @@ static void connection_send(struct connection *c)
 {
     struct wire_buffer *out = &c->peer.out;
 
+    c->peer.tail = NULL; /* what is sent cannot grow */
     if (out->failed) {
         log_warning("connection %llu is closed: no memory for its output",
                     (unsigned long long)c->peer.number);

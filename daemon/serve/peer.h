@@ -33,6 +33,9 @@ struct peer {
     struct account_entry *account;
     struct wire_buffer out;
     size_t out_sent; /* bytes of it that the socket has taken */
+    /* The request whose `tokens` frame is the output's end and was written in this wake-up: more of its
+     * text makes that frame longer. */
+    const struct request *tail;
     void (*wants_flush)(struct peer *peer);
 };
 

@@ -23,6 +23,7 @@ int refusal_set(struct refusal *ret_refusal, enum wire_code code, const char *op
 
 struct wire_buffer *reply_begin(struct peer *peer, enum wire_type type, uint64_t id)
 {
+    peer->tail = NULL;
     wire_begin(&peer->out, (uint16_t)type, id);
     return &peer->out;
 }
@@ -91,16 +92,22 @@ static void put_origin(struct wire_buffer *out, const struct request *request, c
     wire_put_bytes(out, TAG_FINGERPRINT, &fingerprint, sizeof(fingerprint));
 }
 
-void reply_tokens(struct request *request, const char *text, size_t len, const char *variant,
+bool reply_tokens(struct request *request, const char *text, size_t len, const char *variant,
                   uint64_t fingerprint)
 {
-    struct wire_buffer *out = reply_begin(request->peer, WIRE_TOKENS, request->key.id);
+    struct peer *peer = request->peer;
+    struct wire_buffer *out;
 
+    if (peer->tail == request && wire_extend(&peer->out, text, len) == 0)
+        return false;
+    out = reply_begin(peer, WIRE_TOKENS, request->key.id);
     if (!request->first_sent)
         put_origin(out, request, variant, fingerprint);
     request->first_sent = true;
     wire_put_bytes(out, TAG_TEXT, text, len);
-    reply_end(request->peer);
+    reply_end(peer);
+    peer->tail = request;
+    return true;
 }
 
 static const char *reason_name(enum end_reason reason)

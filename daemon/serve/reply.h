@@ -32,8 +32,9 @@ void reply_text_item(struct peer *peer, uint64_t id, const char *name, const cha
 struct wire_buffer *reply_begin(struct peer *peer, enum wire_type type, uint64_t id);
 void reply_end(struct peer *peer);
 
-/* Text of a generation; the first frame names seed, variant and fingerprint. */
-void reply_tokens(struct request *request, const char *text, size_t len, const char *variant,
+/* Text of a generation; the first frame names seed, variant and fingerprint. True: in a frame of its
+ * own; false: it made the frame before it longer. */
+bool reply_tokens(struct request *request, const char *text, size_t len, const char *variant,
                   uint64_t fingerprint);
 /* The end of a generation or an embedding: `done` or `error`, as the request says. */
 void reply_ended(struct request *request, const char *variant, uint64_t fingerprint);

@@ -263,10 +263,12 @@ static void hand_back(struct runner *runner, struct request *request)
     outbox_note(runner->outbox, RUNNER_ENDED, request);
 }
 
-/* Moves the text that may go into the outbox, and hands the request back when that was all. */
-static void pump(struct runner *runner, struct request *request)
+/* Moves the text that may go into the outbox, and hands the request back when that was all. True:
+ * there was text. */
+static bool pump(struct runner *runner, struct request *request)
 {
     const char *text;
+    bool moved = false;
     size_t n;
 
     while ((n = stream_peek(&request->stream, &text)) > 0) {
@@ -277,14 +279,16 @@ static void pump(struct runner *runner, struct request *request)
         if (!request->first_token_us)
             request->first_token_us = now_us(runner);
         stream_consume(&request->stream, n);
+        moved = true;
     }
     if (!request->ended)
-        return;
+        return moved;
     if (request->reason == END_ERROR || request->reason == END_CANCELLED ||
         stream_drained(&request->stream))
         hand_back(runner, request);
     else
         stream_may_run(&request->stream); /* marks it parked: its reader's credit moves it on */
+    return moved;
 }
 
 /* Nothing more is computed for the request. */
@@ -361,7 +365,10 @@ static void take_cancel(struct runner *runner, struct request *request, enum wir
 
 static void take_unpark(struct runner *runner, struct request *request)
 {
-    pump(runner, request);
+    /* Text that comes out now had to wait for credit. */
+    metrics_add(runner->options.metrics, M_FRAMES_WAITED, pump(runner, request));
+    if (request->handed_back)
+        return;
     if (!request->ended && stream_may_run(&request->stream))
         batcher_unpark(runner->batcher, &request->job, now_us(runner));
 }

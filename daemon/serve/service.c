@@ -766,11 +766,11 @@ static void on_text(struct service *service, struct request *request, const char
     struct peer *peer = request->peer;
     bool room = true;
 
-    metrics_add(metrics, M_FRAMES, 1);
     metrics_add(metrics, M_STREAM_BYTES, len);
     if (peer) {
-        reply_tokens(request, text, len, service->options.kernels->name,
-                     request->model->fingerprint);
+        bool own = reply_tokens(request, text, len, service->options.kernels->name,
+                                request->model->fingerprint);
+        metrics_add(metrics, M_FRAMES, own);
         room = peer_unsent(peer) < service->options.config->limits.stream_buffer;
         peer->congested |= !room;
     }
