@@ -51,9 +51,9 @@ static uint8_t *extend(struct byte_buffer *buffer, size_t len)
 
 void byte_buffer_put(struct byte_buffer *buffer, const void *bytes, size_t len)
 {
-    uint8_t *to = extend(buffer, len);
+    uint8_t *to = len > 0 ? extend(buffer, len) : NULL;
 
-    if (to && len > 0)
+    if (to)
         memcpy(to, bytes, len);
 }
 
