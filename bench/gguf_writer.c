@@ -73,9 +73,9 @@ void byte_buffer_string(struct byte_buffer *buffer, const void *bytes, size_t le
 
 void byte_buffer_zeros(struct byte_buffer *buffer, size_t len)
 {
-    uint8_t *to = extend(buffer, len);
+    uint8_t *to = len > 0 ? extend(buffer, len) : NULL;
 
-    if (to && len > 0)
+    if (to)
         memset(to, 0, len);
 }
 
