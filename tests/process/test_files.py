@@ -1,4 +1,5 @@
 """hearthfs: real mounts, with a made-up daemon where the test must decide what it says and when."""
+import contextlib
 import errno
 import os
 import select
@@ -627,3 +628,47 @@ def user_without_access_to_fuse_is_told(t):
     r = t.run(setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", program, "--socket",
               t.dir / "s", point, code=1)
     expect("/dev/fuse may not be opened by this user" in r.err, f"{r}")
+
+
+# ---- over a real daemon ----
+
+@test
+def real_models_load_and_unload_by_writing_files(t):
+    d = t.daemon()
+    m = t.mount(d)
+    expect("ember" in names(m, "models"), names(m, "models"))
+    expect(m.read("models/ember/state") == "cold\n", m.read("models/ember/state"))
+    m.write("models/ember/preload", "1\n")
+    expect(m.read("models/ember/wait") == "ready\n", "it did not get ready")
+    done, total = (int(line.split()[1]) for line in m.read("models/ember/progress").splitlines())
+    expect(done == total > 0, f"progress is {done} of {total}")
+    expect(m.read("models/ember/preload") == "1\n", "preload does not say so")
+    expect(int(m.read("models/ember/memory")) > 0, "it takes no memory")
+    expect(m.read("metrics/models_ready") == "1\n", m.read("metrics/models_ready"))
+    m.write("models/ember/preload", "0\n")
+    expect(m.read("models/ember/wait") == "cold\n", "it did not get cold")
+    for folder in ("pool", "batcher", "streaming", "loader"):
+        expect(m.read(f"{folder}/stats"), f"{folder}/stats is empty")
+
+
+@test
+def real_failure_is_told_by_state_error_and_write(t):
+    d = t.daemon(models=[t.write("broken.gguf", b"GGUF" + b"\xff" * 60)])
+    d.expect_log(r"hearthd: .*broken.*")
+    m = t.mount(d)
+    with contextlib.suppress(OSError):  # the order may be taken before the load fails
+        m.write("models/broken/preload", "1")
+    expect(m.read("models/broken/wait") == "failed\n", m.read("models/broken/wait"))
+    expect(m.read("models/broken/error").strip(), "no reason is given")
+
+
+@test
+def real_daemon_that_ends_leaves_its_names(t):
+    d = t.daemon()
+    m = t.mount(d)
+    expect(m.read("status") == "running\n", m.read("status"))
+    d.stop()
+    until(m, "status", "inactive\n")
+    expect("ember" in names(m, "models"), names(m, "models"))
+    expect(m.read("models/ember/state") == "cold\n", m.read("models/ember/state"))
+    expect("\nhearth_up 0\n" in m.read("metrics/hearth.prom"), "it is said to be up")
