@@ -120,6 +120,14 @@ static void on_reply(void *userdata, const struct hearth_reply *reply)
         submit(c, now);
 }
 
+/* The model whose turn it is. */
+static const char *model_now(const struct load_options *options, uint64_t begin_us, uint64_t now)
+{
+    if (!options->other_model || now < begin_us)
+        return options->model;
+    return (now - begin_us) / options->turn_us % 2 ? options->other_model : options->model;
+}
+
 static int send_request(struct load *load, struct connection *c, struct slot *slot)
 {
     const struct load_options *options = load->options;
@@ -127,7 +135,7 @@ static int send_request(struct load *load, struct connection *c, struct slot *sl
 
     if (options->kind == LOAD_NULL)
         return hearth_null(c->hearth, on_reply, slot, NULL);
-    generate.model = options->model;
+    generate.model = model_now(options, load->begin_us, slot->intended_us);
     generate.prompt = options->prompts[load->n_sent % options->n_prompts];
     generate.max_tokens = options->max_tokens;
     generate.no_stream = !options->stream;

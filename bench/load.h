@@ -20,6 +20,8 @@ enum load_kind { LOAD_COMPLETE, LOAD_EMBED, LOAD_NULL };
 struct load_options {
     const char *socket_path;
     const char *model;
+    const char *other_model; /* NULL: none; takes turns with `model`, each for turn_us */
+    uint64_t turn_us;
     enum load_kind kind;
     uint32_t connections;
     uint32_t in_flight; /* a connection, closed loop */

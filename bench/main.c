@@ -9,6 +9,7 @@ static const struct bench_command *const commands[] = {
     &bench_ids,
     &bench_logits,
     &bench_serve,
+    &bench_stages,
 };
 
 static int help(FILE *to)

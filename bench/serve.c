@@ -10,15 +10,11 @@
 #include "bench/bench.h"
 #include "bench/daemon.h"
 #include "bench/load.h"
+#include "bench/memory.h"
 #include "bench/prompts.h"
 #include "lib/cleanup.h"
 #include "lib/hearth.h"
 #include "lib/wire.h"
-
-/* The memory phase: requests in flight, and how long each level is kept up. */
-#define MEMORY_LEVEL_1 1000u
-#define MEMORY_LEVEL_2 2000u
-#define MEMORY_US      2000000u
 
 struct serve {
     struct load_options load;
@@ -249,70 +245,6 @@ static int measure(struct serve *serve, struct figures *figures, char message[32
     return r;
 }
 
-/* What is seen of one level of requests in flight. */
-struct level {
-    struct serve *serve;
-    uint64_t rss_bytes;
-    double kv_bytes;
-};
-
-static void on_level(void *userdata, double elapsed_s, uint64_t requests)
-{
-    struct level *level = userdata;
-    struct daemon_counters counters;
-    char message[320];
-
-    (void)elapsed_s;
-    (void)requests;
-    level->rss_bytes = MAX(level->rss_bytes, daemon_rss_bytes(level->serve->pid));
-    if (daemon_counters(level->serve->socket_path, &counters, message) == 0)
-        level->kv_bytes = MAX(level->kv_bytes, counters.kv_used_bytes);
-}
-
-static int run_level(struct serve *serve, uint32_t in_flight, struct level *ret_level,
-                     char message[320])
-{
-    struct load_options load = serve->load;
-    struct load_result *result = calloc(1, sizeof(*result));
-    int r;
-
-    if (!result)
-        return -ENOMEM;
-    load.rate = 0;
-    load.fresh = false;
-    load.connections = MIN(serve->load.connections, in_flight);
-    load.in_flight = in_flight / load.connections;
-    load.warmup_us = 0;
-    load.duration_us = MEMORY_US;
-    load.progress = on_level;
-    load.userdata = ret_level;
-    *ret_level = (struct level){.serve = serve};
-    r = load_run(&load, result);
-    if (r < 0 || result->errors > 0) {
-        snprintf(message, 320, "%s", result->message);
-        r = r < 0 ? r : -EIO;
-    }
-    free(result);
-    return r;
-}
-
-static int measure_memory(struct serve *serve, struct figures *figures, char message[320])
-{
-    struct level one, two;
-    int r = run_level(serve, MEMORY_LEVEL_1, &one, message);
-
-    if (r == 0)
-        r = run_level(serve, MEMORY_LEVEL_2, &two, message);
-    if (r < 0)
-        return r;
-    figures->memory_per_request_bytes =
-        ((double)two.rss_bytes - (double)one.rss_bytes - (two.kv_bytes - one.kv_bytes)) /
-        (MEMORY_LEVEL_2 - MEMORY_LEVEL_1);
-    if (figures->memory_per_request_bytes < 0)
-        figures->memory_per_request_bytes = 0;
-    return 0;
-}
-
 /* ---- telling ---- */
 
 static json_t *json_latency(const struct histogram *h)
@@ -418,7 +350,8 @@ static int serve_run(struct serve *serve, struct figures *figures)
     if (serve->show_progress)
         fputs("\r                              \r", stderr);
     if (r == 0 && serve->memory)
-        r = measure_memory(serve, figures, message);
+        r = memory_per_request(&serve->load, serve->pid, &figures->memory_per_request_bytes,
+                               message);
     prompts_done(&prompts);
     return r < 0 ? bench_fail("%s", message[0] ? message : strerror(-r)) : BENCH_DONE;
 }

@@ -13,6 +13,10 @@
 #include "daemon/queue.h"
 #include "lib/cleanup.h"
 
+/* A model that waits so long for room no longer waits for others to be idle: the least recently
+ * used one drains (its requests finish, new ones wait), so that none keeps another out for ever. */
+#define ROOM_PATIENCE_US 1000000u
+
 /* Least time between two looks through the directories that requests ask for. */
 #define RESCAN_EVERY_US 1000000u
 
@@ -244,6 +248,7 @@ static void start_task(struct registry *registry, struct model_entry *entry)
 static size_t list_residents(const struct registry *registry, const struct model_entry *but,
                              struct resident *residents, struct model_entry **entries)
 {
+    bool impatient = now_us(registry) - but->state_since_us >= ROOM_PATIENCE_US;
     size_t n = 0;
 
     for (struct model_entry *e = registry->entries; e; e = e->hh.next) {
@@ -253,7 +258,8 @@ static size_t list_residents(const struct registry *registry, const struct model
         residents[n++] = (struct resident){
             .bytes = e->reserved_bytes,
             .last_used_us = e->last_used_us,
-            .fixed = e->state != MODEL_READY || e->in_use > 0 || e->pinned,
+            .fixed = e->pinned,
+            .busy = e->state != MODEL_READY || (e->in_use > 0 && !impatient),
             .leaving = e->state == MODEL_DRAINING,
         };
     }
@@ -493,8 +499,12 @@ void registry_unuse(struct registry *registry, struct model_entry *entry)
     assert(entry->in_use > 0);
     entry->in_use--;
     entry->last_used_us = now_us(registry);
-    if (entry->in_use == 0 && entry->state == MODEL_DRAINING)
+    if (entry->in_use > 0)
+        return;
+    if (entry->state == MODEL_DRAINING)
         registry->options.ops.detach(registry->options.ops.userdata, entry);
+    else
+        start_waiting(registry);
 }
 
 bool registry_used_by_others(const struct registry *registry, const struct model_entry *entry,
@@ -599,6 +609,8 @@ void registry_tick(struct registry *registry)
         uint64_t keep_alive_us = entry->config ? entry->config->keep_alive_us : 0;
         if (entry->task)
             check_progress(registry, entry, now);
+        else if (entry->state == MODEL_QUEUED)
+            start_when_room(registry, entry);
         else if (entry->state == MODEL_DRAINING && now >= entry->deadline_us && entry->in_use > 0)
             registry->options.ops.expel(registry->options.ops.userdata, entry);
         else if (entry->state == MODEL_READY && keep_alive_us > 0 && entry->in_use == 0 &&

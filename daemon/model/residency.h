@@ -15,15 +15,16 @@
 struct resident {
     uint64_t bytes;
     uint64_t last_used_us;
-    bool fixed;   /* pinned, held, in use or loading: stays */
+    bool fixed;   /* pinned or held: stays */
+    bool busy;    /* in use or on its way in: stays for now */
     bool leaving; /* draining: its bytes will come free by themselves */
 };
 
 enum residency_verdict {
     RESIDENCY_FITS,       /* go on */
     RESIDENCY_EVICT,      /* after the residents in ret_evict (indexes) have gone */
-    RESIDENCY_WAIT,       /* after those that leave already have gone */
-    RESIDENCY_IMPOSSIBLE, /* not while those that stay, stay */
+    RESIDENCY_WAIT,       /* until those that leave have gone, or a busy one is idle */
+    RESIDENCY_IMPOSSIBLE, /* not while those that are fixed, stay */
 };
 
 /* `ret_evict` has room for n_residents indexes; *ret_n_evict of them are set. */

@@ -34,8 +34,10 @@ struct share {
     struct lane *lane;
     struct account *account;
     struct job_list waiting[BATCHER_PRIORITIES];
-    uint32_t n_jobs;  /* in whatever state */
-    uint64_t columns; /* in the open step */
+    uint32_t n_jobs;   /* in whatever state */
+    uint32_t n_active; /* of these, waiting or running */
+    double virtual_us; /* engine time, as the account's: decides between one user's models */
+    uint64_t columns;  /* in the open step */
     struct share *next;
 };
 
@@ -194,6 +196,29 @@ static void account_activate(struct batcher *batcher, struct account *account)
         account->virtual_us = least;
 }
 
+/* The same among one user's models. */
+static void share_activate(struct share *share)
+{
+    double least = -1;
+
+    account_activate(share->lane->batcher, share->account);
+    if (share->n_active++ > 0)
+        return;
+    for (struct lane *lane = share->lane->batcher->lanes; lane; lane = lane->next)
+        for (struct share *s = lane->shares; s; s = s->next)
+            if (s != share && s->account == share->account && s->n_active > 0 &&
+                (least < 0 || s->virtual_us < least))
+                least = s->virtual_us;
+    if (least > share->virtual_us)
+        share->virtual_us = least;
+}
+
+static void share_deactivate(struct share *share)
+{
+    share->n_active--;
+    share->account->n_active--;
+}
+
 static struct account *account_get(struct batcher *batcher, uint32_t uid)
 {
     struct account *account = account_find(batcher, uid);
@@ -346,7 +371,7 @@ static void job_wait(struct batcher *batcher, struct job *job)
     job->lane->n_waiting++;
     job->lane->starved = false;
     batcher->n_waiting++;
-    account_activate(batcher, job->share->account);
+    share_activate(job->share);
 }
 
 /* Takes the job out of the list it is in. */
@@ -359,12 +384,12 @@ static void job_leave(struct batcher *batcher, struct job *job)
         list_remove(&job->share->waiting[job->priority], job);
         lane->n_waiting--;
         batcher->n_waiting--;
-        job->share->account->n_active--;
+        share_deactivate(job->share);
         break;
     case JOB_RUNNING:
         list_remove(&lane->running, job);
         batcher->n_running--;
-        job->share->account->n_active--;
+        share_deactivate(job->share);
         break;
     case JOB_PARKED: batcher->n_parked--; break;
     case JOB_IDLE: break;
@@ -462,6 +487,7 @@ static void join_waiting(struct batcher *batcher, struct lane *lane)
         list_append(&lane->running, job);
         batcher->n_running++;
         job->share->account->n_active++;
+        job->share->n_active++;
         job->share->account->virtual_us += lane->us_per_column * (job->known - job->fed);
         job->share->columns += job->known - job->fed;
     }
@@ -539,27 +565,37 @@ bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us
     return lane->open;
 }
 
-/* Engine time of the lane's user who had least. */
-static double lane_least_us(const struct lane *lane)
+/* The lane's share that is due first. */
+static const struct share *lane_due(const struct lane *lane)
 {
-    double least = -1;
+    const struct share *due = NULL;
 
     for (const struct share *share = lane->shares; share; share = share->next)
-        if (share->n_jobs > 0 && (share->columns > 0 || share->account->n_active > 0) &&
-            (least < 0 || share->account->virtual_us < least))
-            least = share->account->virtual_us;
-    return least;
+        if (share->n_jobs > 0 && (share->columns > 0 || share->n_active > 0) &&
+            (!due || share->account->virtual_us < due->account->virtual_us))
+            due = share;
+    return due;
+}
+
+/* Whether `a` goes on before `b`: the user who had less engine time, and where that is one user,
+ * his model that had less. */
+static bool due_before(const struct share *a, const struct share *b)
+{
+    if (!a || !b)
+        return a != NULL;
+    if (a->account == b->account)
+        return a->virtual_us < b->virtual_us;
+    return a->account->virtual_us < b->account->virtual_us;
 }
 
 struct lane *batcher_pick(struct batcher *batcher, uint64_t now_us, uint64_t *ret_wake_us)
 {
+    const struct share *best_due = NULL;
     struct lane *best = NULL;
-    double best_us = 0;
 
     *ret_wake_us = batcher->heap_len > 0 ? batcher->heap[0]->deadline_us : UINT64_MAX;
     for (struct lane *lane = batcher->lanes; lane; lane = lane->next) {
         uint64_t until_us;
-        double us;
         if (!lane->open) {
             if (lane->starved || lane->running.n + lane->n_waiting == 0)
                 continue;
@@ -568,10 +604,9 @@ struct lane *batcher_pick(struct batcher *batcher, uint64_t now_us, uint64_t *re
                 continue;
             }
         }
-        us = lane_least_us(lane);
-        if (!best || us < best_us) {
+        if (!best || due_before(lane_due(lane), best_due)) {
             best = lane;
-            best_us = us;
+            best_due = lane_due(lane);
         }
     }
     return best;
@@ -584,6 +619,7 @@ void batcher_charge(struct batcher *batcher, struct lane *lane, uint64_t us)
     for (struct share *share = lane->shares; share; share = share->next) {
         double part = (double)us * (double)share->columns / lane->batch.n_columns;
         share->account->virtual_us += part;
+        share->virtual_us += part;
         share->account->engine_us += (uint64_t)(part + 0.5);
     }
 }
