@@ -1,0 +1,533 @@
+/* The batcher in virtual time: who is in the next step, with how many columns, and who pays. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/serve/batcher.h"
+
+struct world {
+    struct batcher *batcher;
+    struct lane *lane;
+    uint64_t now_us;
+    uint64_t wake_us;
+};
+
+static int admit(void *userdata, struct job *job)
+{
+    (void)userdata;
+    (void)job;
+    return 0;
+}
+
+static void begin_world(struct world *world, struct batcher_options options)
+{
+    *world = (struct world){.now_us = 1000000};
+    options.admit = admit;
+    options.max_columns = 1024;
+    if (!options.chunk_target_us)
+        options.chunk_target_us = 20000;
+    cr_assert_eq(batcher_new(&options, &world->batcher), 0);
+    cr_assert_eq(lane_new(world->batcher, NULL, &world->lane), 0);
+}
+
+#define WORLD(name, ...)                                            \
+    struct world name##_of_this_test, *name = &name##_of_this_test; \
+    begin_world(name, (struct batcher_options){__VA_ARGS__})
+
+static struct job job_of(struct lane *lane, uint32_t uid, uint32_t known, uint64_t arrived_us)
+{
+    return (struct job){.lane = lane, .uid = uid, .known = known, .arrived_us = arrived_us};
+}
+
+/* Composes and closes one step of `us`; every job then knows one token more, unless `ends`. */
+static uint32_t step(struct world *world, struct lane *lane, uint64_t us, bool ends)
+{
+    const struct batch *batch;
+    struct job *jobs[512];
+    uint32_t n;
+
+    if (!batcher_compose(world->batcher, lane, world->now_us, &batch))
+        return 0;
+    n = batch->n_jobs;
+    memcpy(jobs, batch->jobs, n * sizeof(*jobs));
+    batcher_charge(world->batcher, lane, us);
+    batcher_close(world->batcher, lane, us);
+    world->now_us += us;
+    for (uint32_t i = 0; i < n; i++) {
+        if (jobs[i]->fed < jobs[i]->known)
+            continue;
+        if (ends)
+            batcher_remove(world->batcher, jobs[i]);
+        else
+            jobs[i]->known++;
+    }
+    return n;
+}
+
+static void end_world(struct world *world)
+{
+    lane_free(world->lane);
+    batcher_free(world->batcher);
+}
+
+static void add(struct world *world, struct job *job)
+{
+    cr_assert_eq(batcher_add(world->batcher, job, world->now_us), 0);
+}
+
+Test(batcher, an_idle_engine_starts_at_once)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job job = job_of(world->lane, 1, 5, world->now_us);
+
+    cr_assert_null(batcher_pick(world->batcher, world->now_us, &world->wake_us));
+    cr_assert_eq(world->wake_us, UINT64_MAX);
+    add(world, &job);
+    cr_assert_eq(batcher_pick(world->batcher, world->now_us, &world->wake_us), world->lane);
+    cr_assert_eq(step(world, world->lane, 100, true), 1);
+    cr_assert_eq(job.fed, 5);
+    end_world(world);
+}
+
+Test(batcher, arrivals_gather_while_a_step_runs)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job first = job_of(world->lane, 1, 5, 1), more[3];
+    const struct batch *batch;
+
+    add(world, &first);
+    cr_assert(batcher_compose(world->batcher, world->lane, 0, &batch));
+    for (int i = 0; i < 3; i++) {
+        more[i] = job_of(world->lane, 1, 4, 2);
+        add(world, &more[i]);
+    }
+    cr_assert_eq(batch->n_jobs, 1);
+    batcher_close(world->batcher, world->lane, 100);
+    batcher_remove(world->batcher, &first);
+    cr_assert_eq(step(world, world->lane, 100, true), 3);
+    end_world(world);
+}
+
+Test(batcher, jobs_join_and_leave_between_steps)
+{
+    WORLD(world, .max_batch = 4, .min_batch = 1);
+    struct job a = job_of(world->lane, 1, 3, 1), b = job_of(world->lane, 1, 3, 2);
+
+    add(world, &a);
+    cr_assert_eq(step(world, world->lane, 10, false), 1);
+    add(world, &b);
+    cr_assert_eq(step(world, world->lane, 10, false), 2);
+    batcher_remove(world->batcher, &a);
+    cr_assert_eq(step(world, world->lane, 10, false), 1);
+    cr_assert_eq(b.known, 5);
+    batcher_remove(world->batcher, &b);
+    end_world(world);
+}
+
+Test(batcher, the_batch_is_full_at_max_batch_and_the_rest_waits)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job jobs[20];
+    const struct batch *batch;
+
+    for (int i = 0; i < 20; i++) {
+        jobs[i] = job_of(world->lane, 1, 2, (uint64_t)i);
+        add(world, &jobs[i]);
+    }
+    cr_assert(batcher_compose(world->batcher, world->lane, 0, &batch));
+    cr_assert_eq(batch->n_jobs, 8);
+    cr_assert_eq(batch->n_runnable, 8);
+    cr_assert_eq(batcher_n_waiting(world->batcher), 12);
+    for (int i = 0; i < 8; i++)
+        cr_assert_eq(batch->jobs[i], &jobs[i], "the earliest go first");
+    batcher_close(world->batcher, world->lane, 10);
+    for (int i = 0; i < 20; i++)
+        batcher_remove(world->batcher, &jobs[i]);
+    end_world(world);
+}
+
+Test(batcher, min_batch_waits_no_longer_than_max_delay)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 3, .max_delay_us = 500);
+    struct job jobs[3];
+
+    jobs[0] = job_of(world->lane, 1, 2, world->now_us);
+    add(world, &jobs[0]);
+    cr_assert_null(batcher_pick(world->batcher, world->now_us, &world->wake_us));
+    cr_assert_eq(world->wake_us, world->now_us + 500);
+    cr_assert_not_null(batcher_pick(world->batcher, world->now_us + 500, &world->wake_us));
+    for (int i = 1; i < 3; i++) {
+        jobs[i] = job_of(world->lane, 1, 2, world->now_us);
+        add(world, &jobs[i]);
+    }
+    cr_assert_not_null(batcher_pick(world->batcher, world->now_us, &world->wake_us),
+                       "there are enough");
+    cr_assert_eq(step(world, world->lane, 10, true), 3);
+    end_world(world);
+}
+
+Test(batcher, urgent_ones_of_a_user_go_before_his_others)
+{
+    WORLD(world, .max_batch = 2, .min_batch = 1);
+    struct job jobs[4];
+    const struct batch *batch;
+
+    for (int i = 0; i < 4; i++) {
+        jobs[i] = job_of(world->lane, 1, 2, (uint64_t)i);
+        jobs[i].priority = i < 2;
+        add(world, &jobs[i]);
+    }
+    cr_assert(batcher_compose(world->batcher, world->lane, 0, &batch));
+    cr_assert_eq(batch->jobs[0], &jobs[2]);
+    cr_assert_eq(batch->jobs[1], &jobs[3]);
+    batcher_close(world->batcher, world->lane, 10);
+    for (int i = 0; i < 4; i++)
+        batcher_remove(world->batcher, &jobs[i]);
+    end_world(world);
+}
+
+Test(batcher, prompts_are_cut_by_predicted_time)
+{
+    WORLD(world, .max_batch = 4, .min_batch = 1, .chunk_target_us = 1000);
+    struct job job = job_of(world->lane, 1, 4000, 1);
+    const struct batch *batch;
+    uint32_t last = 0;
+
+    add(world, &job);
+    for (int i = 0; i < 30; i++) { /* the model takes 5 us a column: 200 columns are 1 ms */
+        cr_assert(batcher_compose(world->batcher, world->lane, 0, &batch));
+        last = batch->n_columns;
+        cr_assert_leq(last, 1024);
+        batcher_close(world->batcher, world->lane, 5 * (uint64_t)last);
+        if (job.fed == job.known)
+            break;
+    }
+    cr_assert(job.fed > 1000, "%u", job.fed);
+    batcher_remove(world->batcher, &job);
+    cr_assert(last <= 210 || last == job.known % 200, "%u", last);
+    end_world(world);
+}
+
+Test(batcher, a_long_prompt_does_not_keep_others_from_generating)
+{
+    WORLD(world, .max_batch = 4, .min_batch = 1, .chunk_target_us = 1000);
+    struct job small = job_of(world->lane, 1, 2, 1), large = job_of(world->lane, 1, 100000, 2);
+    const struct batch *batch;
+
+    add(world, &small);
+    step(world, world->lane, 10, false);
+    add(world, &large);
+    for (int i = 0; i < 20; i++) {
+        uint32_t known = small.known;
+        cr_assert(batcher_compose(world->batcher, world->lane, 0, &batch));
+        cr_assert_eq(batch->jobs[0], &small);
+        cr_assert_eq(small.chunk, 1);
+        cr_assert_eq(batch->n_jobs, 2);
+        batcher_close(world->batcher, world->lane, 5 * (uint64_t)batch->n_columns);
+        cr_assert_eq(small.fed, known);
+        small.known++;
+    }
+    batcher_remove(world->batcher, &small);
+    batcher_remove(world->batcher, &large);
+    end_world(world);
+}
+
+Test(batcher, parked_jobs_are_not_advanced_until_unparked)
+{
+    WORLD(world, .max_batch = 4, .min_batch = 1);
+    struct job a = job_of(world->lane, 1, 2, 1), b = job_of(world->lane, 1, 2, 2);
+
+    add(world, &a);
+    add(world, &b);
+    step(world, world->lane, 10, false);
+    batcher_park(world->batcher, &a);
+    cr_assert_eq(batcher_n_parked(world->batcher), 1);
+    cr_assert_eq(step(world, world->lane, 10, false), 1);
+    cr_assert_eq(a.known, 3);
+    batcher_park(world->batcher, &b);
+    cr_assert_null(batcher_pick(world->batcher, world->now_us, &world->wake_us));
+    batcher_unpark(world->batcher, &a, world->now_us);
+    cr_assert_eq(step(world, world->lane, 10, false), 1);
+    cr_assert_eq(a.known, 4);
+    batcher_remove(world->batcher, &a);
+    batcher_remove(world->batcher, &b);
+    cr_assert_eq(batcher_n_parked(world->batcher), 0);
+    end_world(world);
+}
+
+Test(batcher, removal_is_right_in_every_state)
+{
+    WORLD(world, .max_batch = 1, .min_batch = 1);
+    struct job running = job_of(world->lane, 1, 2, 1), waiting = job_of(world->lane, 1, 2, 2),
+               parked = job_of(world->lane, 1, 2, 3);
+
+    add(world, &parked);
+    batcher_park(world->batcher, &parked);
+    add(world, &running);
+    step(world, world->lane, 10, false);
+    add(world, &waiting);
+    batcher_remove(world->batcher, &waiting);
+    batcher_remove(world->batcher, &running);
+    batcher_remove(world->batcher, &parked);
+    batcher_remove(world->batcher, &parked); /* once more does nothing */
+    cr_assert_eq(lane_n_jobs(world->lane), 0);
+    cr_assert_eq(batcher_n_waiting(world->batcher) + batcher_n_running(world->batcher) +
+                     batcher_n_parked(world->batcher),
+                 0);
+    end_world(world);
+}
+
+Test(batcher, deadlines_come_out_in_their_order)
+{
+    WORLD(world, .max_batch = 64, .min_batch = 1);
+    struct job jobs[50];
+    uint64_t last = 0;
+
+    for (int i = 0; i < 50; i++) {
+        jobs[i] = job_of(world->lane, 1, 2, 1);
+        jobs[i].deadline_us = 1000 + (uint64_t)(i * 7919 % 50) * 10;
+        add(world, &jobs[i]);
+    }
+    cr_assert_null(batcher_expired(world->batcher, 999));
+    for (int i = 0; i < 50; i++) {
+        struct job *job = batcher_expired(world->batcher, 5000);
+        cr_assert_not_null(job);
+        cr_assert_geq(job->deadline_us, last);
+        last = job->deadline_us;
+        batcher_remove(world->batcher, job);
+    }
+    cr_assert_null(batcher_expired(world->batcher, 5000));
+    end_world(world);
+}
+
+Test(batcher, one_in_the_open_step_expires_after_it)
+{
+    WORLD(world, .max_batch = 4, .min_batch = 1);
+    struct job job = job_of(world->lane, 1, 2, 1);
+    const struct batch *batch;
+
+    job.deadline_us = 100;
+    add(world, &job);
+    cr_assert(batcher_compose(world->batcher, world->lane, 0, &batch));
+    cr_assert_null(batcher_expired(world->batcher, 200));
+    batcher_close(world->batcher, world->lane, 10);
+    cr_assert_eq(batcher_expired(world->batcher, 200), &job);
+    batcher_remove(world->batcher, &job);
+    end_world(world);
+}
+
+Test(batcher, the_wake_up_time_is_the_next_deadline)
+{
+    WORLD(world, .max_batch = 4, .min_batch = 1);
+    struct job job = job_of(world->lane, 1, 2, 1);
+
+    job.deadline_us = 777;
+    add(world, &job);
+    batcher_park(world->batcher, &job);
+    cr_assert_null(batcher_pick(world->batcher, 1, &world->wake_us));
+    cr_assert_eq(world->wake_us, 777);
+    batcher_remove(world->batcher, &job);
+    end_world(world);
+}
+
+static int admit_two(void *userdata, struct job *job)
+{
+    uint32_t *left = userdata;
+
+    (void)job;
+    if (*left == 0)
+        return -EAGAIN;
+    (*left)--;
+    return 0;
+}
+
+Test(batcher, without_kv_memory_jobs_wait_until_somebody_leaves)
+{
+    uint32_t left = 2;
+    struct batcher_options options = {.max_batch = 8,
+                                      .min_batch = 1,
+                                      .chunk_target_us = 20000,
+                                      .max_columns = 1024,
+                                      .admit = admit_two,
+                                      .userdata = &left};
+    struct world world = {0};
+    struct job jobs[4];
+    const struct batch *batch;
+
+    cr_assert_eq(batcher_new(&options, &world.batcher), 0);
+    cr_assert_eq(lane_new(world.batcher, NULL, &world.lane), 0);
+    for (int i = 0; i < 4; i++) {
+        jobs[i] = job_of(world.lane, 1, 2, (uint64_t)i);
+        add(&world, &jobs[i]);
+    }
+    cr_assert(batcher_compose(world.batcher, world.lane, 0, &batch));
+    cr_assert_eq(batch->n_jobs, 2);
+    cr_assert_eq(batch->n_runnable, 2, "those without memory cannot run");
+    batcher_close(world.batcher, world.lane, 10);
+    batcher_park(world.batcher, &jobs[0]);
+    batcher_park(world.batcher, &jobs[1]);
+    cr_assert_not(batcher_compose(world.batcher, world.lane, 0, &batch), "nothing can be admitted");
+    cr_assert_null(batcher_pick(world.batcher, 0, &world.wake_us), "no spinning on that");
+    left = 1;
+    batcher_remove(world.batcher, &jobs[0]);
+    cr_assert_eq(step(&world, world.lane, 10, true), 1);
+    for (int i = 1; i < 4; i++)
+        batcher_remove(world.batcher, &jobs[i]);
+    end_world(&world);
+}
+
+static int admit_none(void *userdata, struct job *job)
+{
+    (void)userdata;
+    (void)job;
+    return -ENOSPC;
+}
+
+Test(batcher, what_can_never_be_admitted_comes_out_refused)
+{
+    struct batcher_options options = {.max_batch = 8,
+                                      .min_batch = 1,
+                                      .chunk_target_us = 20000,
+                                      .max_columns = 1024,
+                                      .admit = admit_none};
+    struct world world = {0};
+    const struct batch *batch;
+    struct job job;
+
+    cr_assert_eq(batcher_new(&options, &world.batcher), 0);
+    cr_assert_eq(lane_new(world.batcher, NULL, &world.lane), 0);
+    job = job_of(world.lane, 1, 2, 1);
+    job.deadline_us = 5;
+    add(&world, &job);
+    cr_assert_not(batcher_compose(world.batcher, world.lane, 0, &batch));
+    cr_assert_eq(batcher_refused(world.batcher), &job);
+    cr_assert_null(batcher_refused(world.batcher));
+    cr_assert_eq(job.state, JOB_IDLE);
+    cr_assert_null(batcher_expired(world.batcher, 10), "its deadline went with it");
+    end_world(&world);
+}
+
+/* Lets two users with a backlog each run `steps` steps; the first one's share of engine time. */
+static double share_of_first(uint32_t first_jobs, uint32_t second_jobs, uint32_t steps)
+{
+    WORLD(world, .max_batch = 32, .min_batch = 1);
+    uint32_t n = first_jobs + second_jobs;
+    struct job *jobs = calloc(n, sizeof(*jobs));
+    double share;
+
+    for (uint32_t i = 0; i < n; i++) {
+        jobs[i] = job_of(world->lane, i < first_jobs ? 1 : 2, 5, i);
+        add(world, &jobs[i]);
+    }
+    for (uint32_t s = 0; s < steps; s++) {
+        step(world, world->lane, 1000, true);
+        for (uint32_t i = 0; i < n; i++) /* whoever was answered asks again */
+            if (jobs[i].state == JOB_IDLE) {
+                jobs[i] = job_of(world->lane, i < first_jobs ? 1 : 2, 5, world->now_us);
+                add(world, &jobs[i]);
+            }
+    }
+    share = (double)batcher_uid_us(world->batcher, 1) /
+            (double)(batcher_uid_us(world->batcher, 1) + batcher_uid_us(world->batcher, 2));
+    for (uint32_t i = 0; i < n; i++)
+        batcher_remove(world->batcher, &jobs[i]);
+    free(jobs);
+    end_world(world);
+    return share;
+}
+
+Test(batcher, users_share_engine_time_whatever_they_ask_for)
+{
+    double share = share_of_first(504, 128, 300);
+
+    cr_assert(share > 0.45 && share < 0.55, "%.3f", share);
+}
+
+Test(batcher, a_user_with_one_request_is_in_the_next_step)
+{
+    WORLD(world, .max_batch = 32, .min_batch = 1);
+    struct job crowd[500], one;
+
+    for (int i = 0; i < 500; i++) {
+        crowd[i] = job_of(world->lane, 1, 5, (uint64_t)i);
+        add(world, &crowd[i]);
+    }
+    for (int i = 0; i < 5; i++)
+        step(world, world->lane, 1000, true);
+    one = job_of(world->lane, 2, 5, world->now_us);
+    add(world, &one);
+    step(world, world->lane, 1000, true);
+    cr_assert_eq(one.fed, 5, "it had to wait behind the crowd");
+    for (int i = 0; i < 500; i++)
+        batcher_remove(world->batcher, &crowd[i]);
+    end_world(world);
+}
+
+Test(batcher, coming_back_from_idle_saves_nothing_up)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job a = job_of(world->lane, 1, 2, 1), b;
+    struct lane *other;
+
+    cr_assert_eq(lane_new(world->batcher, NULL, &other), 0);
+    add(world, &a);
+    for (int i = 0; i < 100; i++)
+        step(world, world->lane, 1000, false);
+    b = job_of(other, 2, 2, world->now_us);
+    add(world, &b);
+    /* Had the second user saved up 100 ms, the first would not be served for a hundred steps. */
+    for (int i = 0; i < 10; i++) {
+        struct lane *lane = batcher_pick(world->batcher, world->now_us, &world->wake_us);
+        step(world, lane, 1000, false);
+    }
+    cr_assert(a.known >= 105, "%u", a.known);
+    batcher_remove(world->batcher, &a);
+    batcher_remove(world->batcher, &b);
+    lane_free(other);
+    end_world(world);
+}
+
+Test(batcher, one_users_models_take_turns_by_time)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job slow, fast = job_of(world->lane, 1, 2, 1);
+    struct lane *other;
+    uint64_t slow_us = 0, fast_us = 0;
+
+    cr_assert_eq(lane_new(world->batcher, NULL, &other), 0);
+    slow = job_of(other, 1, 2, 1);
+    add(world, &slow);
+    add(world, &fast);
+    for (int i = 0; i < 2000; i++) {
+        struct lane *lane = batcher_pick(world->batcher, world->now_us, &world->wake_us);
+        uint64_t us = lane == other ? 1000 : 10;
+        *(lane == other ? &slow_us : &fast_us) += us;
+        step(world, lane, us, false);
+    }
+    cr_assert(fast_us > slow_us * 4 / 10, "%lu of %lu us", fast_us, slow_us);
+    batcher_remove(world->batcher, &slow);
+    batcher_remove(world->batcher, &fast);
+    lane_free(other);
+    end_world(world);
+}
+
+Test(batcher, five_thousand_at_once_all_end)
+{
+    WORLD(world, .max_batch = 200, .min_batch = 1);
+    struct job *jobs = calloc(5000, sizeof(*jobs));
+    uint32_t steps = 0, rows = 0, n;
+
+    for (uint32_t i = 0; i < 5000; i++) {
+        jobs[i] = job_of(world->lane, i % 3, 5, i);
+        add(world, &jobs[i]);
+    }
+    while ((n = step(world, world->lane, 100, true)) > 0) {
+        steps++;
+        rows += n;
+    }
+    cr_assert_eq(rows, 5000);
+    cr_assert_eq(steps, 25, "%u steps", steps);
+    free(jobs);
+    end_world(world);
+}

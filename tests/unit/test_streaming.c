@@ -1,0 +1,352 @@
+/* Streaming: what is handed out, when, and where it may be cut. */
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/serve/streaming.h"
+
+#define PLENTY (1u << 20)
+
+struct sink {
+    char *text;
+    size_t len;
+};
+
+/* Takes all that may go; the number of bytes. */
+static size_t drain(struct stream *stream, struct sink *sink)
+{
+    const char *text;
+    size_t n, all = 0;
+
+    while ((n = stream_peek(stream, &text)) > 0) {
+        sink->text = realloc(sink->text, sink->len + n + 1);
+        memcpy(sink->text + sink->len, text, n);
+        sink->len += n;
+        sink->text[sink->len] = 0;
+        stream_consume(stream, n);
+        all += n;
+    }
+    return all;
+}
+
+static void push(struct stream *stream, const char *text)
+{
+    cr_assert_eq(stream_push(stream, text, strlen(text)), 0);
+}
+
+static struct stream_stops stops_of(const char *a, const char *b)
+{
+    struct stream_stops stops = {.n = b ? 2 : 1};
+
+    memcpy(stops.text[0], a, strlen(a));
+    stops.len[0] = (uint8_t)strlen(a);
+    if (b) {
+        memcpy(stops.text[1], b, strlen(b));
+        stops.len[1] = (uint8_t)strlen(b);
+    }
+    return stops;
+}
+
+static bool whole_utf8(const char *text, size_t len)
+{
+    size_t at = 0;
+
+    while (at < len) {
+        unsigned char c = (unsigned char)text[at];
+        size_t n = c < 0x80 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;
+        if (c >= 0x80 && c < 0xc2)
+            return false;
+        for (size_t i = 1; i < n; i++)
+            if (at + i >= len || ((unsigned char)text[at + i] & 0xc0) != 0x80)
+                return false;
+        at += n;
+    }
+    return true;
+}
+
+Test(streaming, hands_out_what_was_pushed_in_order)
+{
+    struct stream stream;
+    struct sink sink = {0};
+
+    stream_init(&stream, PLENTY, PLENTY, false, 0, NULL);
+    push(&stream, "Once ");
+    cr_assert_eq(drain(&stream, &sink), 5);
+    push(&stream, "upon ");
+    push(&stream, "a time");
+    cr_assert_eq(drain(&stream, &sink), 11);
+    cr_assert_str_eq(sink.text, "Once upon a time");
+    cr_assert_not(stream_drained(&stream));
+    cr_assert_eq(stream_finish(&stream), 0);
+    cr_assert(stream_drained(&stream));
+    stream_done(&stream);
+    free(sink.text);
+}
+
+Test(streaming, never_splits_a_sequence_wherever_tokens_are_cut)
+{
+    const char *text = "a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80z";
+    size_t len = strlen(text);
+
+    for (size_t cut = 0; cut <= len; cut++) {
+        for (size_t second = cut; second <= len; second++) {
+            struct stream stream;
+            struct sink sink = {0};
+            stream_init(&stream, PLENTY, PLENTY, false, 0, NULL);
+            cr_assert_eq(stream_push(&stream, text, cut), 0);
+            drain(&stream, &sink);
+            cr_assert(whole_utf8(sink.text, sink.len));
+            cr_assert_eq(stream_push(&stream, text + cut, second - cut), 0);
+            drain(&stream, &sink);
+            cr_assert(whole_utf8(sink.text, sink.len));
+            cr_assert_eq(stream_push(&stream, text + second, len - second), 0);
+            stream_finish(&stream);
+            drain(&stream, &sink);
+            cr_assert_str_eq(sink.text, text);
+            stream_done(&stream);
+            free(sink.text);
+        }
+    }
+}
+
+Test(streaming, replaces_what_cannot_be_utf8)
+{
+    static const struct {
+        const char *bytes, *text;
+    } cases[] = {
+        {"\xff", "\xef\xbf\xbd"},
+        {"a\x80z", "a\xef\xbf\xbdz"},
+        {"\xc3(", "\xef\xbf\xbd("},
+        {"\xe2\x82(", "\xef\xbf\xbd\xef\xbf\xbd("},
+        {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"}, /* a surrogate */
+        {"\xc0\xaf", "\xef\xbf\xbd\xef\xbf\xbd"},                 /* overlong */
+        {"\xf4\x90\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},
+        {"end\xf0\x9f\x98", "end\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"}, /* cut off at the end */
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct stream stream;
+        struct sink sink = {0};
+        stream_init(&stream, PLENTY, PLENTY, false, 0, NULL);
+        push(&stream, cases[i].bytes);
+        stream_finish(&stream);
+        drain(&stream, &sink);
+        cr_expect_str_eq(sink.text, cases[i].text, "case %zu", i);
+        stream_done(&stream);
+        free(sink.text);
+    }
+}
+
+Test(streaming, stops_before_a_stop_string_across_tokens)
+{
+    struct stream_stops stops = stops_of("</end>", NULL);
+    const char *text = "story </end> more";
+
+    for (size_t piece = 1; piece < 8; piece++) {
+        struct stream stream;
+        struct sink sink = {0};
+        int r = 0;
+        stream_init(&stream, PLENTY, PLENTY, false, 0, &stops);
+        for (size_t at = 0; at < strlen(text) && r == 0; at += piece) {
+            size_t n = strlen(text) - at < piece ? strlen(text) - at : piece;
+            r = stream_push(&stream, text + at, n);
+            drain(&stream, &sink);
+        }
+        cr_assert_eq(r, 1, "pieces of %zu", piece);
+        drain(&stream, &sink);
+        cr_assert_str_eq(sink.text, "story ", "pieces of %zu", piece);
+        cr_assert(stream_drained(&stream));
+        stream_done(&stream);
+        free(sink.text);
+    }
+}
+
+Test(streaming, the_earliest_of_several_stop_strings_counts)
+{
+    struct stream_stops stops = stops_of("time", "upon");
+    struct stream stream;
+    struct sink sink = {0};
+
+    stream_init(&stream, PLENTY, PLENTY, false, 0, &stops);
+    cr_assert_eq(stream_push(&stream, "Once upon a time", 16), 1);
+    drain(&stream, &sink);
+    cr_assert_str_eq(sink.text, "Once ");
+    stream_done(&stream);
+    free(sink.text);
+}
+
+Test(streaming, what_only_began_like_a_stop_string_comes_out)
+{
+    struct stream_stops stops = stops_of("END.", NULL);
+    struct stream stream;
+    struct sink sink = {0};
+
+    stream_init(&stream, PLENTY, PLENTY, false, 0, &stops);
+    push(&stream, "the EN");
+    drain(&stream, &sink);
+    cr_assert_str_eq(sink.text, "the ");
+    push(&stream, "D of");
+    drain(&stream, &sink);
+    cr_assert_str_eq(sink.text, "the END of");
+    push(&stream, " EN");
+    stream_finish(&stream);
+    drain(&stream, &sink);
+    cr_assert_str_eq(sink.text, "the END of EN");
+    stream_done(&stream);
+    free(sink.text);
+}
+
+Test(streaming, hands_out_no_more_than_the_credit)
+{
+    struct stream stream;
+    struct sink sink = {0};
+
+    stream_init(&stream, 4, PLENTY, false, 0, NULL);
+    push(&stream, "abcdefgh");
+    cr_assert_eq(drain(&stream, &sink), 4);
+    cr_assert_not(stream_may_run(&stream));
+    cr_assert(stream_grant(&stream, 3), "a parked stream was granted room");
+    cr_assert_eq(drain(&stream, &sink), 3);
+    cr_assert_not(stream_may_run(&stream));
+    cr_assert(stream_grant(&stream, 100));
+    cr_assert_eq(drain(&stream, &sink), 1);
+    cr_assert(stream_may_run(&stream));
+    cr_assert_not(stream_grant(&stream, 1), "it was not parked");
+    cr_assert_str_eq(sink.text, "abcdefgh");
+    stream_done(&stream);
+    free(sink.text);
+}
+
+Test(streaming, a_window_inside_a_sequence_waits_for_all_of_it)
+{
+    struct stream stream;
+    struct sink sink = {0};
+
+    stream_init(&stream, 3, PLENTY, false, 0, NULL);
+    push(&stream, "a\xe2\x82\xac");
+    cr_assert_eq(drain(&stream, &sink), 1);
+    cr_assert_not(stream_may_run(&stream));
+    stream_grant(&stream, 1);
+    cr_assert_eq(drain(&stream, &sink), 3);
+    cr_assert_str_eq(sink.text, "a\xe2\x82\xac");
+    stream_done(&stream);
+    free(sink.text);
+}
+
+Test(streaming, a_full_buffer_parks_whatever_the_credit)
+{
+    struct stream stream;
+    struct sink sink = {0};
+
+    stream_init(&stream, UINT64_MAX, 8, false, 0, NULL);
+    push(&stream, "0123456789");
+    cr_assert_eq(drain(&stream, &sink), 8);
+    cr_assert_not(stream_may_run(&stream));
+    cr_assert_not(stream_delivered(&stream, 8, false), "the connection has no room");
+    cr_assert_eq(drain(&stream, &sink), 0);
+    cr_assert(stream_delivered(&stream, 0, true), "now it has");
+    cr_assert_eq(drain(&stream, &sink), 2);
+    stream_done(&stream);
+    free(sink.text);
+}
+
+Test(streaming, credit_does_not_overflow)
+{
+    struct stream stream;
+
+    stream_init(&stream, UINT64_MAX - 1, 64, false, 0, NULL);
+    stream_grant(&stream, 100);
+    cr_assert_eq(stream.granted_bytes, UINT64_MAX);
+    stream_done(&stream);
+}
+
+Test(streaming, whole_text_comes_at_the_end)
+{
+    struct stream stream;
+    struct sink sink = {0};
+
+    stream_init(&stream, PLENTY, 64, true, 0, NULL);
+    push(&stream, "Once ");
+    push(&stream, "upon");
+    cr_assert_eq(drain(&stream, &sink), 0);
+    cr_assert(stream_may_run(&stream));
+    stream_finish(&stream);
+    cr_assert_eq(drain(&stream, &sink), 9);
+    stream_done(&stream);
+    free(sink.text);
+}
+
+Test(streaming, whole_text_beyond_the_buffer_comes_in_several)
+{
+    struct stream stream;
+    struct sink sink = {0};
+    size_t frames = 0;
+
+    stream_init(&stream, PLENTY, 64, true, 0, NULL);
+    for (int i = 0; i < 100; i++) {
+        size_t n;
+        push(&stream, "0123456789");
+        n = drain(&stream, &sink);
+        frames += n > 0;
+        cr_assert_leq(stream.len, 64 + 10);
+        stream_delivered(&stream, n, true);
+    }
+    stream_finish(&stream);
+    drain(&stream, &sink);
+    cr_assert_eq(sink.len, 1000);
+    cr_assert(frames > 1 && frames < 100);
+    stream_done(&stream);
+    free(sink.text);
+}
+
+Test(streaming, skipped_bytes_are_generated_but_not_sent)
+{
+    for (uint64_t skip = 0; skip < 16; skip++) {
+        struct stream stream;
+        struct sink sink = {0};
+        stream_init(&stream, PLENTY, PLENTY, false, skip, NULL);
+        push(&stream, "Once ");
+        drain(&stream, &sink);
+        push(&stream, "upon a time");
+        stream_finish(&stream);
+        drain(&stream, &sink);
+        cr_assert_str_eq(sink.text, &"Once upon a time"[skip]);
+        cr_assert_eq(stream.taken_bytes, 16 - skip, "what is skipped takes no credit");
+        stream_done(&stream);
+        free(sink.text);
+    }
+}
+
+Test(streaming, a_hundred_megabytes_go_through_a_small_buffer)
+{
+    struct stream stream;
+    uint64_t sent = 0, next = 0;
+    const uint64_t all = 100u << 20;
+
+    stream_init(&stream, UINT64_MAX, 4096, false, 0, NULL);
+    while (sent < all) {
+        const char *text;
+        size_t n;
+        while (next < all && stream_may_run(&stream)) {
+            char piece[16];
+            for (size_t i = 0; i < sizeof(piece); i++)
+                piece[i] = (char)('a' + (next + i) % 26);
+            next += sizeof(piece);
+            cr_assert_eq(stream_push(&stream, piece, sizeof(piece)), 0);
+            while ((n = stream_peek(&stream, &text)) > 0) {
+                for (size_t i = 0; i < n; i += 997)
+                    cr_assert_eq(text[i], 'a' + (char)((sent + i) % 26));
+                stream_consume(&stream, n);
+                sent += n;
+            }
+            cr_assert_leq(stream.capacity, 256);
+        }
+        stream_delivered(&stream, sent - stream.delivered_bytes, true);
+        while ((n = stream_peek(&stream, &text)) > 0) {
+            stream_consume(&stream, n);
+            sent += n;
+        }
+    }
+    cr_assert_eq(sent, all);
+    stream_done(&stream);
+}
