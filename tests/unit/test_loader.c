@@ -1,0 +1,707 @@
+/* The async loader and the registry above it: models made on the spot, states as they follow. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "daemon/model/builtin.h"
+#include "daemon/model/registry.h"
+#include "lib/cleanup.h"
+#include "tests/support/gguf_make.h"
+
+#define WAIT_MS 20000
+
+static const struct clock real_clock = {.now_us = clock_monotonic_us};
+
+/* ---- the loader alone ---- */
+
+struct done_list {
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+    struct load_task *tasks[64];
+    size_t n;
+};
+
+static void on_done(void *userdata, struct load_task *task)
+{
+    struct done_list *list = userdata;
+
+    pthread_mutex_lock(&list->lock);
+    list->tasks[list->n++] = task;
+    pthread_cond_signal(&list->more);
+    pthread_mutex_unlock(&list->lock);
+}
+
+static void wait_done(struct done_list *list, size_t n)
+{
+    pthread_mutex_lock(&list->lock);
+    while (list->n < n)
+        pthread_cond_wait(&list->more, &list->lock);
+    pthread_mutex_unlock(&list->lock);
+}
+
+static struct loader *new_loader(struct done_list *list, uint32_t threads, struct metrics **metrics)
+{
+    struct loader_options options = {
+        .max_concurrent = threads, .clock = &real_clock, .done = on_done, .userdata = list};
+    struct loader *loader;
+
+    *list = (struct done_list){.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
+    cr_assert_eq(metrics_new(metrics), 0);
+    options.metrics = *metrics;
+    cr_assert_eq(kernels_choose("scalar", &options.kernels, NULL), 0);
+    cr_assert_eq(loader_new(&options, &loader, NULL), 0);
+    return loader;
+}
+
+static struct load_task *builtin_task(enum load_priority priority)
+{
+    struct load_task *task = load_task_new(TASK_LOAD, NULL);
+
+    task->priority = priority;
+    task->memory = builtin_bytes();
+    task->memory_bytes = builtin_size();
+    return task;
+}
+
+static struct load_task *file_task(const char *path)
+{
+    struct load_task *task = load_task_new(TASK_LOAD, NULL);
+
+    task->path = strdup(path);
+    return task;
+}
+
+Test(loader, loads_a_model_and_tells_its_progress)
+{
+    struct done_list list;
+    struct metrics *metrics;
+    struct loader *loader = new_loader(&list, 1, &metrics);
+    struct load_task *task = builtin_task(LOAD_WARM);
+
+    loader_submit(loader, task);
+    wait_done(&list, 1);
+    cr_assert_eq(task->error, 0, "%s", task->fault.text);
+    cr_assert_not_null(task->model);
+    cr_assert(atomic_load(&task->progress.total_bytes) > 0);
+    cr_assert_eq(atomic_load(&task->progress.done_bytes), atomic_load(&task->progress.total_bytes));
+    cr_assert_eq(metrics_get(metrics, M_LOADS_DONE), 1);
+    loader_free(loader);
+    load_task_free(task);
+    metrics_free(metrics);
+}
+
+Test(loader, a_missing_file_and_a_directory_are_told)
+{
+    struct done_list list;
+    struct metrics *metrics;
+    struct loader *loader = new_loader(&list, 1, &metrics);
+    struct load_task *missing = file_task("/nonexistent/model.gguf"), *directory = file_task("/");
+
+    loader_submit(loader, missing);
+    loader_submit(loader, directory);
+    wait_done(&list, 2);
+    cr_assert_eq(missing->error, -ENOENT);
+    cr_assert_not_null(strstr(missing->fault.text, "/nonexistent/model.gguf"));
+    cr_assert_eq(directory->error, -EBADMSG);
+    cr_assert_eq(metrics_get(metrics, M_LOADS_FAILED), 2);
+    loader_free(loader);
+    load_task_free(missing);
+    load_task_free(directory);
+    metrics_free(metrics);
+}
+
+Test(loader, a_fifo_in_a_files_place_hangs_nobody)
+{
+    char path[] = "/tmp/hearth-fifo-XXXXXX";
+    struct done_list list;
+    struct metrics *metrics;
+    struct loader *loader = new_loader(&list, 1, &metrics);
+    struct load_task *task;
+
+    cr_assert(mkdtemp(path) != NULL);
+    rmdir(path);
+    cr_assert_eq(mkfifo(path, 0600), 0);
+    task = file_task(path);
+    loader_submit(loader, task);
+    wait_done(&list, 1);
+    cr_assert_eq(task->error, -EBADMSG);
+    unlink(path);
+    loader_free(loader);
+    load_task_free(task);
+    metrics_free(metrics);
+}
+
+/* A task that keeps the only thread until it is let go. */
+struct gate {
+    pthread_mutex_t lock;
+    pthread_cond_t open;
+    bool is_open;
+};
+
+static void wait_at_gate(struct load_task *task)
+{
+    struct gate *gate = task->subject;
+
+    pthread_mutex_lock(&gate->lock);
+    while (!gate->is_open)
+        pthread_cond_wait(&gate->open, &gate->lock);
+    pthread_mutex_unlock(&gate->lock);
+}
+
+static void open_gate(struct gate *gate)
+{
+    pthread_mutex_lock(&gate->lock);
+    gate->is_open = true;
+    pthread_cond_broadcast(&gate->open);
+    pthread_mutex_unlock(&gate->lock);
+}
+
+static struct load_task *gate_task(struct gate *gate)
+{
+    struct load_task *task = load_task_new(TASK_CALL, gate);
+
+    task->call = wait_at_gate;
+    return task;
+}
+
+Test(loader, the_most_urgent_goes_first_and_a_promotion_counts)
+{
+    struct gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+    struct done_list list;
+    struct metrics *metrics;
+    struct loader *loader = new_loader(&list, 1, &metrics);
+    struct load_task *hold = gate_task(&gate), *tasks[4];
+
+    loader_submit(loader, hold);
+    for (int i = 0; i < 4; i++) {
+        tasks[i] = gate_task(&gate);
+        tasks[i]->priority = (enum load_priority)(_LOAD_PRIORITY_MAX - 1 - i);
+    }
+    while (!atomic_load(&hold->started))
+        usleep(1000);
+    for (int i = 0; i < 4; i++)
+        loader_submit(loader, tasks[i]);
+    loader_promote(loader, tasks[0], LOAD_INTERACTIVE); /* behind the one that is there */
+    loader_promote(loader, tasks[3], LOAD_PREDICTED);   /* nobody becomes less urgent */
+    open_gate(&gate);
+    wait_done(&list, 5);
+    cr_assert_eq(list.tasks[1], tasks[3]);
+    cr_assert_eq(list.tasks[2], tasks[0]);
+    cr_assert_eq(list.tasks[3], tasks[2]);
+    cr_assert_eq(list.tasks[4], tasks[1]);
+    loader_free(loader);
+    for (size_t i = 0; i < list.n; i++)
+        load_task_free(list.tasks[i]);
+    metrics_free(metrics);
+}
+
+Test(loader, a_cancelled_load_ends_as_cancelled)
+{
+    struct gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+    struct done_list list;
+    struct metrics *metrics;
+    struct loader *loader = new_loader(&list, 1, &metrics);
+    struct load_task *hold = gate_task(&gate), *task = builtin_task(LOAD_WARM);
+
+    loader_submit(loader, hold);
+    loader_submit(loader, task);
+    loader_cancel(loader, task);
+    open_gate(&gate);
+    wait_done(&list, 2);
+    cr_assert_eq(task->error, -ECANCELED);
+    cr_assert_null(task->model);
+    cr_assert_eq(metrics_get(metrics, M_LOADS_FAILED), 0);
+    loader_free(loader);
+    load_task_free(hold);
+    load_task_free(task);
+    metrics_free(metrics);
+}
+
+Test(loader, as_many_run_at_once_as_there_are_threads)
+{
+    struct gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+    struct done_list list;
+    struct metrics *metrics;
+    struct loader *loader = new_loader(&list, 3, &metrics);
+    struct load_task *tasks[4];
+    int started = 0;
+
+    for (int i = 0; i < 4; i++) {
+        tasks[i] = gate_task(&gate);
+        loader_submit(loader, tasks[i]);
+    }
+    for (int ms = 0; ms < WAIT_MS && started < 3; ms++) {
+        started = 0;
+        for (int i = 0; i < 4; i++)
+            started += atomic_load(&tasks[i]->started);
+        usleep(1000);
+    }
+    cr_assert_eq(started, 3);
+    open_gate(&gate);
+    wait_done(&list, 4);
+    loader_free(loader);
+    for (int i = 0; i < 4; i++)
+        load_task_free(tasks[i]);
+    metrics_free(metrics);
+}
+
+Test(loader, the_end_of_the_loader_ends_what_waits)
+{
+    struct done_list list;
+    struct metrics *metrics;
+    struct loader *loader = new_loader(&list, 1, &metrics);
+    struct load_task *tasks[8];
+
+    for (int i = 0; i < 8; i++) {
+        tasks[i] = builtin_task(LOAD_WARM);
+        loader_submit(loader, tasks[i]);
+    }
+    loader_free(loader);
+    cr_assert_eq(list.n, 8, "each task comes back");
+    for (int i = 0; i < 8; i++)
+        load_task_free(tasks[i]);
+    metrics_free(metrics);
+}
+
+/* ---- the registry ---- */
+
+struct house {
+    char dir[64], names[96];
+    struct config *config;
+    struct metrics *metrics;
+    struct registry *registry;
+    const struct kernel_table *kernels;
+    uint64_t skew_us; /* added to the time */
+    struct clock clock;
+    char history[1024]; /* "NAME:STATE " of each change */
+    uint32_t n_attached, n_expelled, n_lists;
+    bool attach_fails, hold_detach;
+    struct model_entry *detaching;
+};
+
+static struct house *clock_house;
+
+static uint64_t skewed_now(const struct clock *clock)
+{
+    return clock_monotonic_us(clock) + clock_house->skew_us;
+}
+
+static int on_attach(void *userdata, struct model_entry *entry)
+{
+    struct house *house = userdata;
+
+    entry->attachment = house;
+    house->n_attached++;
+    return 0;
+}
+
+static void on_detach(void *userdata, struct model_entry *entry)
+{
+    struct house *house = userdata;
+
+    house->detaching = entry;
+}
+
+static void on_expel(void *userdata, struct model_entry *entry)
+{
+    struct house *house = userdata;
+
+    entry->deadline_us = UINT64_MAX;
+    house->n_expelled++;
+}
+
+static void on_changed(void *userdata, struct model_entry *entry)
+{
+    struct house *house = userdata;
+    size_t len = strlen(house->history);
+
+    if (entry)
+        snprintf(house->history + len, sizeof(house->history) - len, "%s:%s ", entry->name,
+                 model_state_name(entry->state));
+    else
+        house->n_lists++;
+}
+
+static void add_model(struct house *house, const char *name, uint64_t seed)
+{
+    struct model_plan plan = tiny_model_plan();
+    char path[160];
+
+    plan.seed = seed;
+    snprintf(path, sizeof(path), "%s/%s.gguf", house->dir, name);
+    cr_assert_eq(make_model_file(&plan, path, NULL), 0);
+}
+
+static void open_registry(struct house *house, uint64_t budget_bytes)
+{
+    struct registry_options options = {.config = house->config,
+                                       .kernels = house->kernels,
+                                       .metrics = house->metrics,
+                                       .clock = &house->clock,
+                                       .budget_bytes = budget_bytes,
+                                       .names_path = house->names,
+                                       .ops = {on_attach, on_detach, on_expel, on_changed, house}};
+
+    cr_assert_eq(registry_new(&options, &house->registry, NULL), 0);
+}
+
+static void build_house(struct house *house)
+{
+    *house = (struct house){.clock = {.now_us = skewed_now}};
+    clock_house = house;
+    strcpy(house->dir, "/tmp/hearth-house-XXXXXX");
+    cr_assert_not_null(mkdtemp(house->dir));
+    snprintf(house->names, sizeof(house->names), "%s/names", house->dir);
+    cr_assert_eq(config_new(&house->config), 0);
+    cr_assert_eq(config_add_models_dir(house->config, house->dir), 0);
+    cr_assert_eq(metrics_new(&house->metrics), 0);
+    cr_assert_eq(kernels_choose("scalar", &house->kernels, NULL), 0);
+}
+
+static void leave_house(struct house *house)
+{
+    char command[128];
+
+    registry_free(house->registry);
+    config_free(house->config);
+    metrics_free(house->metrics);
+    snprintf(command, sizeof(command), "rm -rf %s", house->dir);
+    cr_assert_eq(system(command), 0);
+}
+
+/* Lets the registry go on until the entry is in `state`, answering as the upper side does. */
+static void until(struct house *house, struct model_entry *entry, enum model_state state)
+{
+    for (int ms = 0; ms < WAIT_MS && entry->state != state; ms += 5) {
+        struct pollfd pollfd = {.fd = registry_fd(house->registry), .events = POLLIN};
+        poll(&pollfd, 1, 5);
+        registry_dispatch(house->registry);
+        registry_tick(house->registry);
+        if (entry->state == MODEL_WARMING)
+            registry_warmed(house->registry, entry, house->attach_fails ? "no first step" : NULL);
+        if (house->detaching && !house->hold_detach) {
+            struct model_entry *leaving = TAKE_PTR(house->detaching);
+            registry_detached(house->registry, leaving);
+        }
+    }
+    cr_assert_eq(entry->state, state, "%s is %s: %s", entry->name, model_state_name(entry->state),
+                 entry->error);
+}
+
+Test(registry, a_model_goes_through_its_states)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
+    until(&house, entry, MODEL_READY);
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 0);
+    cr_assert(registry_loaded_bytes(house.registry) > 100000);
+    registry_unload(house.registry, entry);
+    until(&house, entry, MODEL_COLD);
+    cr_assert_str_eq(house.history, "one:queued one:loading one:warming one:ready one:draining "
+                                    "one:cold ");
+    leave_house(&house);
+}
+
+Test(registry, many_wants_are_one_load)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    for (int i = 0; i < 10; i++)
+        cr_assert_eq(registry_want(house.registry, entry, LOAD_PRELOAD, false), 1);
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_INTERACTIVE, false), 1);
+    cr_assert_eq(entry->priority, LOAD_INTERACTIVE, "a request makes the load urgent");
+    until(&house, entry, MODEL_READY);
+    cr_assert_eq(metrics_get(house.metrics, M_LOADS), 1);
+    leave_house(&house);
+}
+
+Test(registry, a_model_in_use_drains_until_it_is_idle)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    registry_want(house.registry, entry, LOAD_WARM, false);
+    until(&house, entry, MODEL_READY);
+    registry_use(house.registry, entry, 1000);
+    registry_unload(house.registry, entry);
+    cr_assert_eq(entry->state, MODEL_DRAINING);
+    cr_assert_null(house.detaching, "it is in use");
+    registry_unuse(house.registry, entry);
+    cr_assert_not_null(house.detaching);
+    until(&house, entry, MODEL_COLD);
+    leave_house(&house);
+}
+
+Test(registry, a_drain_that_takes_too_long_expels)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    registry_want(house.registry, entry, LOAD_WARM, false);
+    until(&house, entry, MODEL_READY);
+    registry_use(house.registry, entry, 1000);
+    registry_unload(house.registry, entry);
+    registry_tick(house.registry);
+    cr_assert_eq(house.n_expelled, 0);
+    house.skew_us += house.config->drain_timeout_us;
+    registry_tick(house.registry);
+    registry_tick(house.registry);
+    cr_assert_eq(house.n_expelled, 1);
+    registry_unuse(house.registry, entry);
+    until(&house, entry, MODEL_COLD);
+    leave_house(&house);
+}
+
+Test(registry, one_wanted_while_it_drains_comes_back)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    registry_want(house.registry, entry, LOAD_WARM, false);
+    until(&house, entry, MODEL_READY);
+    house.hold_detach = true;
+    registry_unload(house.registry, entry);
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_INTERACTIVE, false), 1);
+    cr_assert_eq(entry->state, MODEL_DRAINING);
+    house.hold_detach = false;
+    until(&house, entry, MODEL_READY);
+    cr_assert_not_null(strstr(house.history, "one:draining one:cold one:queued"));
+    leave_house(&house);
+}
+
+Test(registry, a_failure_stands_until_the_file_changes)
+{
+    struct house house;
+    struct model_entry *entry;
+    char path[160];
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    snprintf(path, sizeof(path), "%s/one.gguf", house.dir);
+    cr_assert_eq(truncate(path, 1000), 0);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
+    until(&house, entry, MODEL_FAILED);
+    cr_assert_eq(entry->code, CODE_LOAD_FAILED);
+    cr_assert(entry->error[0]);
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), -EIO);
+    cr_assert_eq(metrics_get(house.metrics, M_LOADS), 1, "it was read again in vain");
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, true), 1, "an administrator may");
+    until(&house, entry, MODEL_FAILED);
+    add_model(&house, "one", 2);
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
+    until(&house, entry, MODEL_READY);
+    leave_house(&house);
+}
+
+Test(registry, a_first_step_that_fails_fails_the_model)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    open_registry(&house, 1u << 30);
+    house.attach_fails = true;
+    entry = registry_find(house.registry, "one");
+    registry_want(house.registry, entry, LOAD_WARM, false);
+    until(&house, entry, MODEL_FAILED);
+    cr_assert_str_eq(entry->error, "no first step");
+    cr_assert_null(entry->model);
+    leave_house(&house);
+}
+
+Test(registry, the_least_recently_used_makes_room)
+{
+    struct house house;
+    struct model_entry *a, *b, *c;
+    uint64_t bytes;
+
+    build_house(&house);
+    add_model(&house, "a", 1);
+    add_model(&house, "b", 2);
+    add_model(&house, "c", 3);
+    open_registry(&house, 1u << 30);
+    a = registry_find(house.registry, "a");
+    registry_want(house.registry, a, LOAD_WARM, false);
+    until(&house, a, MODEL_READY);
+    bytes = registry_loaded_bytes(house.registry);
+    registry_free(house.registry);
+    open_registry(&house, bytes * 5 / 2);
+    a = registry_find(house.registry, "a");
+    b = registry_find(house.registry, "b");
+    c = registry_find(house.registry, "c");
+    registry_want(house.registry, a, LOAD_WARM, false);
+    until(&house, a, MODEL_READY);
+    registry_want(house.registry, b, LOAD_WARM, false);
+    until(&house, b, MODEL_READY);
+    registry_use(house.registry, a, 1); /* a is the newer one now */
+    registry_unuse(house.registry, a);
+    registry_want(house.registry, c, LOAD_INTERACTIVE, false);
+    until(&house, c, MODEL_READY);
+    cr_assert_eq(a->state, MODEL_READY);
+    cr_assert_eq(b->state, MODEL_COLD);
+    leave_house(&house);
+}
+
+Test(registry, a_busy_model_is_waited_for_but_not_for_ever)
+{
+    struct house house;
+    struct model_entry *a, *b;
+    uint64_t bytes;
+
+    build_house(&house);
+    add_model(&house, "a", 1);
+    add_model(&house, "b", 2);
+    open_registry(&house, 1u << 30);
+    a = registry_find(house.registry, "a");
+    registry_want(house.registry, a, LOAD_WARM, false);
+    until(&house, a, MODEL_READY);
+    bytes = registry_loaded_bytes(house.registry);
+    registry_free(house.registry);
+    open_registry(&house, bytes * 3 / 2);
+    a = registry_find(house.registry, "a");
+    b = registry_find(house.registry, "b");
+    registry_want(house.registry, a, LOAD_WARM, false);
+    until(&house, a, MODEL_READY);
+    registry_use(house.registry, a, 1);
+    cr_assert_eq(registry_want(house.registry, b, LOAD_INTERACTIVE, false), 1);
+    registry_tick(house.registry);
+    cr_assert_eq(b->state, MODEL_QUEUED);
+    cr_assert_eq(a->state, MODEL_READY);
+    house.skew_us += 1000000;
+    registry_tick(house.registry);
+    cr_assert_eq(a->state, MODEL_DRAINING);
+    registry_unuse(house.registry, a);
+    until(&house, b, MODEL_READY);
+    leave_house(&house);
+}
+
+Test(registry, a_model_beyond_the_budget_is_refused_with_numbers)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    open_registry(&house, 1000);
+    entry = registry_find(house.registry, "one");
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), -EIO);
+    cr_assert_eq(entry->code, CODE_NO_MEMORY);
+    cr_assert_not_null(strstr(entry->error, "MiB"));
+    leave_house(&house);
+}
+
+Test(registry, the_list_follows_the_directory)
+{
+    struct house house;
+    char path[160], names[4096] = "";
+    FILE *file;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    open_registry(&house, 1u << 30);
+    cr_assert_eq(registry_n_models(house.registry), 2, "one and the built-in model");
+    add_model(&house, "two", 2);
+    cr_assert_not(registry_rescan(house.registry, false), "too soon after the first look");
+    cr_assert(registry_rescan(house.registry, true));
+    for (int ms = 0; ms < WAIT_MS && house.n_lists == 0; ms++) {
+        usleep(1000);
+        registry_dispatch(house.registry);
+    }
+    cr_assert_not_null(registry_find(house.registry, "two"));
+    snprintf(path, sizeof(path), "%s/one.gguf", house.dir);
+    unlink(path);
+    house.skew_us += 2000000;
+    cr_assert(registry_rescan(house.registry, false));
+    for (int ms = 0; ms < WAIT_MS && house.n_lists == 1; ms++) {
+        usleep(1000);
+        registry_dispatch(house.registry);
+    }
+    cr_assert_null(registry_find(house.registry, "one"));
+    file = fopen(house.names, "r");
+    cr_assert_not_null(file);
+    cr_assert(fread(names, 1, sizeof(names) - 1, file) > 0);
+    fclose(file);
+    cr_assert_str_eq(names, "ember\ntwo\n");
+    leave_house(&house);
+}
+
+Test(registry, a_model_is_unloaded_after_its_keep_alive)
+{
+    struct house house;
+    struct model_entry *entry;
+    char path[160];
+    FILE *file;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    snprintf(path, sizeof(path), "%s/hearth.yaml", house.dir);
+    file = fopen(path, "w");
+    fprintf(file, "models: {one: {keep_alive: 30s}}\n");
+    fclose(file);
+    cr_assert_eq(config_load(house.config, path, NULL), 0);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    registry_want(house.registry, entry, LOAD_WARM, false);
+    until(&house, entry, MODEL_READY);
+    registry_tick(house.registry);
+    cr_assert_eq(entry->state, MODEL_READY);
+    house.skew_us += 31000000;
+    registry_tick(house.registry);
+    cr_assert_eq(entry->state, MODEL_DRAINING);
+    until(&house, entry, MODEL_COLD);
+    leave_house(&house);
+}
+
+Test(registry, who_used_a_model_is_remembered_for_a_minute)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "ember");
+    registry_use(house.registry, entry, 1000);
+    registry_unuse(house.registry, entry);
+    cr_assert_not(registry_used_by_others(house.registry, entry, 1000));
+    cr_assert(registry_used_by_others(house.registry, entry, 1001));
+    house.skew_us += MODEL_RECENT_US;
+    cr_assert_not(registry_used_by_others(house.registry, entry, 1001));
+    for (uint32_t uid = 0; uid < 2 * MODEL_USERS; uid++) {
+        registry_use(house.registry, entry, uid);
+        registry_unuse(house.registry, entry);
+    }
+    cr_assert(registry_used_by_others(house.registry, entry, 5));
+    leave_house(&house);
+}
