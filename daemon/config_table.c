@@ -83,9 +83,9 @@ const struct config_key config_keys[] = {
                  "`busy`, and no further reading."},
     {"limits.input_bytes_per_uid", KIND_SIZE, AT(limits.input_bytes_per_uid), .min = 64 * KIB,
      .max = 64 * GIB, .text = "16MiB", .sentence = "The same for one uid."},
-    {"limits.holds_per_uid", KIND_COUNT, AT(limits.holds_per_uid), .max = 65536, .text = "64",
+    {"limits.holds_per_uid", KIND_COUNT, AT(limits.holds_per_uid), .later = true, .max = 65536, .text = "64",
      .sentence = "Holds of one uid at once."},
-    {"limits.memory_per_uid", KIND_SHARE, AT(limits.memory_per_uid), .max = 64 * TIB, .text = "50%",
+    {"limits.memory_per_uid", KIND_SHARE, AT(limits.memory_per_uid), .later = true, .max = 64 * TIB, .text = "50%",
      .sentence = "Models kept by one uid's holds or own files alone; a share is one of "
                  "memory_budget."},
 
@@ -97,17 +97,17 @@ const struct config_key config_keys[] = {
      .sentence = "With max_delay: a step waits until this many are ready."},
     {"batching.max_delay", KIND_DURATION, AT(batching.max_delay_us), .max = S, .text = "0us",
      .sentence = "Longest that an idle engine waits for more to join; 0us: it never waits."},
-    {"batching.adaptive", KIND_DURATION, AT(batching.adaptive_us), .max = 60 * S, .zero = "off",
+    {"batching.adaptive", KIND_DURATION, AT(batching.adaptive_us), .later = true, .max = 60 * S, .zero = "off",
      .text = "off",
      .sentence = "A latency to aim at: chunk time and batch size are steered to it."},
-    {"batching.preserve_order", KIND_FLAG, AT(batching.preserve_order), .text = "no",
+    {"batching.preserve_order", KIND_FLAG, AT(batching.preserve_order), .later = true, .text = "no",
      .sentence = "Whether a connection's answers complete in the order of its requests."},
 
     {"streaming.enabled", KIND_FLAG, AT(streaming.enabled), .text = "yes",
      .sentence = "Whether text is sent as it comes; `no` sends it at the end."},
     {"streaming.credit", KIND_SIZE, AT(streaming.credit), .min = 256, .max = 16 * MIB,
      .text = "64KiB", .sentence = "Bytes of text a reader takes at first without saying so."},
-    {"streaming.park_timeout", KIND_DURATION, AT(streaming.park_timeout_us), .max = DAY,
+    {"streaming.park_timeout", KIND_DURATION, AT(streaming.park_timeout_us), .later = true, .max = DAY,
      .text = "30s",
      .sentence = "After this long without credit a stream no longer counts as use of "
                  "its model."},
@@ -116,13 +116,13 @@ const struct config_key config_keys[] = {
      .sentence = "Whether models load beside running requests; `no` loads one at a time."},
     {"loading.max_concurrent", KIND_COUNT, AT(loading.max_concurrent), .min = 1, .max = 16,
      .text = "3", .sentence = "Loads at once."},
-    {"loading.per_uid", KIND_COUNT, AT(loading.per_uid), .min = 1, .max = 16, .text = "2",
+    {"loading.per_uid", KIND_COUNT, AT(loading.per_uid), .later = true, .min = 1, .max = 16, .text = "2",
      .sentence = "Loads at once that one uid alone waits for."},
     {"loading.timeout", KIND_DURATION, AT(loading.timeout_us), .min = S, .max = DAY, .text = "120s",
      .sentence = "A load without progress for this long has failed."},
     {"loading.retries", KIND_COUNT, AT(loading.retries), .max = 100, .text = "3",
      .sentence = "How often a load that met an I/O error is tried again."},
-    {"loading.prediction", KIND_CHOICE, AT(loading.prediction), .words = words_prediction,
+    {"loading.prediction", KIND_CHOICE, AT(loading.prediction), .later = true, .words = words_prediction,
      .text = "on",
      .sentence = "Whether models are loaded ahead from what was used before; `dry-run` "
                  "counts and loads nothing."},
@@ -134,15 +134,15 @@ const struct config_key config_keys[] = {
      .sentence = "Precision of stored keys and values; f32 is for reference runs."},
     {"engine.kv_budget", KIND_SHARE, AT(engine.kv_budget), .min = 2 * MIB, .max = 64 * TIB,
      .text = "25%", .sentence = "Memory for keys and values; a share is one of memory_budget."},
-    {"engine.kv_per_uid", KIND_SHARE, AT(engine.kv_per_uid), .min = 2 * MIB, .max = 64 * TIB,
+    {"engine.kv_per_uid", KIND_SHARE, AT(engine.kv_per_uid), .later = true, .min = 2 * MIB, .max = 64 * TIB,
      .text = "50%",
      .sentence = "What one uid may hold of it while another waits; a share is one of "
                  "kv_budget."},
     {"engine.chunk_target", KIND_DURATION, AT(engine.chunk_target_us), .min = MS, .max = 10 * S,
      .text = "20ms", .sentence = "Time that one step may spend on a prompt."},
-    {"engine.prefix_cache", KIND_FLAG, AT(engine.prefix_cache), .text = "yes",
+    {"engine.prefix_cache", KIND_FLAG, AT(engine.prefix_cache), .later = true, .text = "yes",
      .sentence = "Whether a prompt's beginning, once computed, is used again."},
-    {"engine.prefix_sharing", KIND_CHOICE, AT(engine.prefix_sharing), .words = words_sharing,
+    {"engine.prefix_sharing", KIND_CHOICE, AT(engine.prefix_sharing), .later = true, .words = words_sharing,
      .text = "uid", .sentence = "With whom: requests of the same uid, or all."},
 
     {MODEL("path"), KIND_PATH, MODEL_AT(path), .text_words = "NAME.gguf in models_dirs",
@@ -150,7 +150,7 @@ const struct config_key config_keys[] = {
     {MODEL("preload"), KIND_CHOICE, MODEL_AT(preload), .words = words_preload, .text = "lazy",
      .sentence = "When it is loaded: at the first request, at the daemon's start, or (none) at the "
                  "first request and never by prediction."},
-    {MODEL("priority"), KIND_RANK, MODEL_AT(priority), .max = 100, .text = "0",
+    {MODEL("priority"), KIND_RANK, MODEL_AT(priority), .later = true, .max = 100, .text = "0",
      .sentence = "Of two loads that wait the higher goes first."},
     {MODEL("pinned"), KIND_FLAG, MODEL_AT(pinned), .text = "no",
      .sentence = "Whether it is never evicted."},
@@ -161,7 +161,7 @@ const struct config_key config_keys[] = {
     {MODEL("context"), KIND_COUNT, MODEL_AT(context), .min = 16, .max = 16777216, .zero = "auto",
      .text = "auto", .text_words = "auto: the model's own, or what the KV budget gives",
      .sentence = "Most tokens of prompt and answer together."},
-    {MODEL("needs"), KIND_NAMES, MODEL_AT(needs), .sentence = "Models that are loaded before it."},
+    {MODEL("needs"), KIND_NAMES, MODEL_AT(needs), .later = true, .sentence = "Models that are loaded before it."},
 };
 /* clang-format on */
 const size_t n_config_keys = ELEMENTSOF(config_keys);
@@ -626,10 +626,11 @@ void config_print_keys(FILE *out)
         if (i == 0 || !same_section(config_keys[i - 1].path, key->path))
             print_section(key->path, out);
         config_key_expects(key, expects);
-        fprintf(out, "| `%s` | %s | %s | %s |\n", key->path,
+        fprintf(out, "| `%s` | %s | %s | %s%s |\n", key->path,
                 key->text_words ? key->text_words
                 : key->text     ? key->text
                                 : "none",
-                expects, key->sentence);
+                expects, key->sentence,
+                key->later ? " (Taken and checked; without effect in this version.)" : "");
     }
 }

@@ -32,6 +32,7 @@ struct config_key {
     const char *text;         /* the default, as a file would give it; NULL: none */
     const char *text_words;   /* the default in words, where `text` does not say it */
     const char *sentence;
+    bool later; /* taken and checked, but nothing follows from it in this version */
 };
 
 #define CONFIG_MODEL_PREFIX "models.NAME"
