@@ -364,3 +364,35 @@ def clients_in_threads_get_their_own_answers(t):
     for thread in threads:
         thread.join()
     expect(not wrong, f"answered otherwise in company: {wrong}")
+
+
+@test
+def the_watchdog_is_fed_and_the_state_is_told(t):
+    d = t.daemon(env={"WATCHDOG_USEC": "200000"})
+    d.wait_notice("WATCHDOG=1")
+    expect(any(n.startswith("STATUS=") for n in d.notices), f"{d.notices}")
+    d.notices.clear()
+    d.hearth("run", "ember", "Once", "--max-tokens", "8")
+    d.wait_notice("WATCHDOG=1")
+    d.signal(signal.SIGTERM)
+    d.wait_notice("STOPPING=1")
+
+
+@test
+def an_idle_daemon_on_an_activated_socket_goes_and_comes_back(t):
+    t.need_program("systemd-socket-activate")
+    from lib.harness import program
+    path = t.dir / "activated"
+    config = t.write("idle.yaml", "idle_exit: 300ms\n")
+    def activate():
+        path.unlink(missing_ok=True)
+        p = t.start("systemd-socket-activate", "-l", path, program("hearthd"), "--config", config,
+                    "--models", t.dir, "--state-dir", t.dir / "state", stdout=-1, stderr=-1)
+        wait_for(path.exists, "the socket")
+        return p
+    for _ in range(2):  # systemd-socket-activate activates once
+        p = activate()
+        r = t.run("hearth", "run", "--socket", path, "ember", "Once", "--max-tokens", "4")
+        expect(r.out, "no answer")
+        expect(p.wait(20) == 0, "it did not go by itself")
+        expect(path.exists(), "the socket went with it")
