@@ -565,6 +565,7 @@ Test(registry, the_least_recently_used_makes_room)
     until(&house, a, MODEL_READY);
     registry_want(house.registry, b, LOAD_WARM, false);
     until(&house, b, MODEL_READY);
+    house.skew_us += 10; /* all of this may happen within a microsecond */
     registry_use(house.registry, a, 1); /* a is the newer one now */
     registry_unuse(house.registry, a);
     registry_want(house.registry, c, LOAD_INTERACTIVE, false);
