@@ -38,6 +38,7 @@ struct registry {
     uint64_t freeing_bytes;      /* of models whose memory is being given back */
     uint64_t scanned_us;
     struct load_task *scan; /* the look that is under way */
+    bool room_wanted; /* somebody is queued until there is room */
     bool shutting_down;
 };
 
@@ -289,10 +290,11 @@ static void start_when_room(struct registry *registry, struct model_entry *entry
         start_task(registry, entry);
         break;
     case RESIDENCY_EVICT:
+        registry->room_wanted = true;
         for (size_t i = 0; i < n_evict; i++)
             registry_unload(registry, entries[evict[i]]);
         break;
-    case RESIDENCY_WAIT: break;
+    case RESIDENCY_WAIT: registry->room_wanted = true; break;
     case RESIDENCY_IMPOSSIBLE:
         snprintf(sentence, sizeof(sentence),
                  "%s needs %" PRIu64 " MiB, and of the memory_budget of %" PRIu64 " MiB %" PRIu64
@@ -307,6 +309,9 @@ static void start_when_room(struct registry *registry, struct model_entry *entry
 /* Room may have come free: those that wait for it try again. */
 static void start_waiting(struct registry *registry)
 {
+    if (!registry->room_wanted)
+        return;
+    registry->room_wanted = false; /* who still has to wait says so again */
     for (struct model_entry *e = registry->entries; e; e = e->hh.next)
         if (e->state == MODEL_QUEUED && !e->task)
             start_when_room(registry, e);
