@@ -245,12 +245,14 @@ struct hearth_pool_options {
     uint32_t max_connections; /* 16 */
     uint64_t idle_timeout_us; /* 5 min; 0: never */
     uint64_t max_age_us;      /* 10 min; 0: never */
-    uint64_t health_every_us; /* 30 s; nothing is asked in this version */
+    uint64_t health_every_us; /* 30 s; one idle for longer is pinged; 0: never */
+    uint64_t health_timeout_us; /* 10 ms; what answers its ping later is closed */
 };
 #define HEARTH_POOL_OPTIONS_INIT                                                                \
     {.size = sizeof(struct hearth_pool_options),                                                \
      .connection = HEARTH_OPTIONS_INIT, .max_connections = 16,                                  \
-     .idle_timeout_us = 300000000, .max_age_us = 600000000, .health_every_us = 30000000}
+     .idle_timeout_us = 300000000, .max_age_us = 600000000, .health_every_us = 30000000,        \
+     .health_timeout_us = 10000}
 
 struct hearth_pool_stats {
     size_t size_of; /* sizeof(struct hearth_pool_stats), set by the caller */
@@ -263,6 +265,7 @@ struct hearth_pool_stats {
     uint64_t acquired;        /* acquisitions that succeeded */
     uint32_t open, idle, busy; /* now */
     uint64_t health_passed, health_failed, closed_aged;
+    uint64_t failovers; /* requests sent again by hearth_pool_complete() */
 };
 
 /* Opens min_connections; fails where one of them does, as hearth_connect() would. -EINVAL: no
@@ -271,17 +274,34 @@ struct hearth_pool_stats {
 int hearth_pool_new(const struct hearth_pool_options *options, struct hearth_pool **ret_pool);
 /* Every connection must have been released, and no thread may be in a call. Returns NULL. */
 struct hearth_pool *hearth_pool_free(struct hearth_pool *pool);
-/* A connection for this thread alone until it is released (never hearth_free() it): the idle one used
- * last, else a new one, else the next that comes back within timeout_us: -ETIMEDOUT. One that the
- * daemon has closed or told to go away is replaced. Connection errors as hearth_connect(), but no
+/* A connection for this thread alone until it is released (never hearth_free() it): the idle one
+ * used last, else a new one, else the next that comes back within timeout_us: -ETIMEDOUT. Who waits
+ * is served in the order of coming. One that the daemon has closed or told to go away, or that is
+ * due for a ping and does not answer it, is replaced. Connection errors as hearth_connect(), but no
  * -EINTR. */
 int hearth_pool_acquire(struct hearth_pool *pool, uint64_t timeout_us, struct hearth **ret_hearth);
-/* Gives it back; one with live requests, a loss or a goaway is closed instead. */
+/* Gives it back; one with live requests, a loss or a goaway is closed instead. Asks one idle
+ * connection after its health where one is due (health_timeout_us at most). */
 void hearth_pool_release(struct hearth_pool *pool, struct hearth *h);
-/* Closes what has been idle too long, keeps the minimum; call it now and then (acquire and release
- * do so as well). */
+/* Closes what has been idle too long (keeping the minimum), is too old or was told to go away, and
+ * pings what is due; call it now and then (acquire and release do part of it). Opens nothing: a
+ * look at a daemon that has ended for want of work must not start it again. */
 void hearth_pool_maintain(struct hearth_pool *pool);
-/* Why the last acquisition that failed did, of any thread; empty when none has. */
+/* Runs a completion from its beginning to its end on a connection of the pool. 0: `fn` (of this
+ * thread; may be NULL) has had the end, HEARTH_DONE or HEARTH_ERROR. A negative errno: there was no
+ * end, only the text delivered so far; hearth_pool_get_message() says why. -ETIMEDOUT after
+ * timeout_us (UINT64_MAX: never), -EINVAL with manual_credit, else as hearth_pool_acquire() and
+ * hearth_complete().
+ *
+ * Where the connection breaks or the daemon goes away, the request is sent again on another one, up
+ * to three times: as it was while `fn` has had no text; else with the seed and the fingerprint of
+ * the first HEARTH_TOKENS and what was delivered as skip_bytes, so that `fn` never sees a byte
+ * twice. Where that cannot be, because the model or the daemon has changed, the end is HEARTH_ERROR
+ * with the code "shutting-down". While the daemon restarts, it is looked for during 10 s. `id` in
+ * replies differs from one connection to the next and means nothing here. */
+int hearth_pool_complete(struct hearth_pool *pool, const struct hearth_generate *request,
+                         hearth_reply_fn fn, void *userdata, uint64_t timeout_us);
+/* Why the last call that failed did, of any thread; empty when none has. */
 void hearth_pool_get_message(struct hearth_pool *pool, char ret_message[HEARTH_MESSAGE_BYTES]);
 void hearth_pool_get_stats(struct hearth_pool *pool, struct hearth_pool_stats *ret_stats);
 

@@ -1,7 +1,14 @@
 /* Connections shared between threads. Idle ones are a list with the warmest in front: it is used
  * next, so that what the load does not need grows old at the end and is closed. Connecting, looking
  * whether a connection still lives, and closing happen outside the lock: a slow daemon holds up
- * only whoever waits for it. */
+ * only whoever waits for it.
+ *
+ * Nothing waits while there is something to have: where `waiters` is not empty, `idle` is, and
+ * `open` is at its maximum. What comes back (a connection, or the place of one that was closed)
+ * goes to the first who waits, so nobody who comes later overtakes. */
+#include "lib/pool.h"
+
+#include <assert.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -11,17 +18,31 @@
 
 #include "lib/cleanup.h"
 #include "lib/client.h"
-#include "lib/hearth.h"
 
 #define POOL_MAX_CONNECTIONS 4096u
+/* Connections that hearth_pool_maintain() has out at the same time. */
+#define LOOK_BATCH 32u
 
 /* A connection of the pool: on a list of it, or out with its user. */
 struct entry {
     struct hearth *connection;
     uint64_t created_us, idle_since_us;
+    uint64_t answered_us; /* when it last proved to be alive */
+    uint64_t looked_us;   /* when maintain last took it out */
+    uint64_t pings;       /* of what was sent on it */
+    bool pinging, pong;
     TAILQ_ENTRY(entry) link;
 };
 TAILQ_HEAD(entries, entry);
+
+/* On the stack of who waits; `granted` with an entry, or with none: the place for a new one. */
+struct waiter {
+    pthread_cond_t wake;
+    bool granted;
+    struct entry *entry;
+    TAILQ_ENTRY(waiter) link;
+};
+TAILQ_HEAD(waiters, waiter);
 
 /* Options and strings are fixed after hearth_pool_new(); all the rest is guarded by `lock`, under
  * which no system call on a connection is made. */
@@ -29,10 +50,11 @@ struct hearth_pool {
     struct hearth_pool_options options;
     char socket_path[HEARTH_PATH_BYTES];
     char client_name[CLIENT_MAX_CLIENT_NAME + 1];
+    pthread_condattr_t wake_attributes; /* the monotonic clock */
 
     pthread_mutex_t lock;
-    pthread_cond_t returned; /* a connection came back, or there is room for a new one */
-    struct entries idle;     /* front: used last */
+    struct waiters waiters; /* front: came first */
+    struct entries idle;    /* front: used last */
     uint32_t n_idle;
     uint32_t open; /* idle, out, and being connected */
     struct hearth_pool_stats stats;
@@ -66,17 +88,79 @@ static int entry_new(const struct hearth_pool *pool, uint64_t timeout_us, struct
     int r = hearth_connect(&options, &entry->connection, ret_message);
     if (r < 0)
         return r;
-    entry->created_us = client_now_us();
+    entry->created_us = entry->answered_us = client_now_us();
     entry->connection->pool_entry = entry;
     *ret_entry = TAKE_PTR(entry);
     return 0;
 }
 
-/* Whether an idle connection is still good: takes in what the daemon said meanwhile (goaway, the
- * end). Health checks that ask the daemon belong here too. */
-static bool entry_check(struct entry *entry)
+/* Takes in what the daemon said meanwhile (goaway, the end): whether it is still good. */
+static bool entry_look(struct entry *entry)
 {
     return hearth_dispatch(entry->connection) >= 0 && client_is_reusable(entry->connection);
+}
+
+static bool entry_due(const struct hearth_pool *pool, const struct entry *entry, uint64_t now)
+{
+    return pool->options.health_every_us &&
+           now - entry->answered_us >= pool->options.health_every_us;
+}
+
+static void take_pong(void *userdata, const struct hearth_reply *reply)
+{
+    struct entry *entry = userdata;
+    entry->pinging = false;
+    entry->pong = reply->kind == HEARTH_DONE;
+}
+
+/* Sends a ping, its answer comes later. */
+static void entry_ping(struct entry *entry)
+{
+    entry->pong = false;
+    entry->pinging = hearth_ping(entry->connection, take_pong, entry, NULL) >= 0;
+    entry->pings += entry->pinging;
+    hearth_dispatch(entry->connection);
+}
+
+static bool entry_await_pong(struct entry *entry, uint64_t deadline_us)
+{
+    int r = 0;
+    while (entry->pinging && (r >= 0 || r == -EINTR)) {
+        uint64_t now = client_now_us();
+        if (now >= deadline_us)
+            break;
+        r = hearth_wait(entry->connection, deadline_us - now);
+    }
+    if (!entry->pong || !client_is_reusable(entry->connection))
+        return false;
+    entry->answered_us = client_now_us();
+    return true;
+}
+
+/* Looks at the entries and pings those that are due, all at once. Those that are not good go to
+ * `bad`; the number of pings answered is returned, of those not answered in ret_failed. */
+static uint32_t entries_look(const struct hearth_pool *pool, struct entries *entries,
+                             struct entries *bad, uint32_t *ret_failed)
+{
+    uint64_t now = client_now_us(), deadline_us = now + pool->options.health_timeout_us;
+    uint32_t passed = 0, failed = 0;
+    struct entry *entry, *next;
+    TAILQ_FOREACH(entry, entries, link)
+    if (entry_due(pool, entry, now))
+        entry_ping(entry);
+    for (entry = TAILQ_FIRST(entries); entry; entry = next) {
+        bool due = entry_due(pool, entry, now);
+        bool good = due ? entry_await_pong(entry, deadline_us) : entry_look(entry);
+        next = TAILQ_NEXT(entry, link);
+        passed += due && good;
+        failed += due && !good;
+        if (good)
+            continue;
+        TAILQ_REMOVE(entries, entry, link);
+        TAILQ_INSERT_TAIL(bad, entry, link);
+    }
+    *ret_failed = failed;
+    return passed;
 }
 
 static void entries_close(struct entries *entries)
@@ -118,8 +202,7 @@ static void take_expired(struct hearth_pool *pool, struct entries *expired)
         TAILQ_REMOVE(&pool->idle, entry, link);
         TAILQ_INSERT_TAIL(expired, entry, link);
         pool->n_idle--;
-        pool->open--;
-        pthread_cond_signal(&pool->returned);
+        pool->open--; /* nobody waits for the place while one is idle */
     }
 }
 
@@ -133,29 +216,59 @@ static struct entry *take_idle(struct hearth_pool *pool)
     return entry;
 }
 
-/* What acquire goes on with: an idle connection to look at, leave to open one (NULL, counted in
- * `open` already), or -ETIMEDOUT. */
-static int take_or_wait(struct hearth_pool *pool, uint64_t deadline_us, struct entries *expired,
-                        bool *waited, struct entry **ret_entry)
+/* Gives what came back to the first who waits: an entry, or the place of one (NULL). */
+static bool grant(struct hearth_pool *pool, struct entry *entry)
+{
+    struct waiter *waiter = TAILQ_FIRST(&pool->waiters);
+    if (!waiter)
+        return false;
+    assert(pool->n_idle == 0);
+    TAILQ_REMOVE(&pool->waiters, waiter, link);
+    waiter->granted = true;
+    waiter->entry = entry;
+    pthread_cond_signal(&waiter->wake);
+    return true;
+}
+
+/* A place among the open ones is free again. */
+static void give_place(struct hearth_pool *pool)
+{
+    if (!grant(pool, NULL))
+        pool->open--;
+}
+
+static void give_entry(struct hearth_pool *pool, struct entry *entry, bool warm)
+{
+    if (grant(pool, entry))
+        return;
+    if (warm)
+        TAILQ_INSERT_HEAD(&pool->idle, entry, link);
+    else
+        TAILQ_INSERT_TAIL(&pool->idle, entry, link);
+    pool->n_idle++;
+}
+
+/* Waits in line. 0 with what was granted, or -ETIMEDOUT. */
+static int wait_in_line(struct hearth_pool *pool, uint64_t deadline_us, struct entry **ret_entry)
 {
     struct timespec deadline = {.tv_sec = (time_t)(deadline_us / 1000000u),
                                 .tv_nsec = (long)(deadline_us % 1000000u) * 1000};
-    for (int r = 0;;) {
-        take_expired(pool, expired);
-        struct entry *entry = take_idle(pool);
-        if (entry || pool->open < pool->options.max_connections) {
-            pool->open += !entry;
-            *ret_entry = entry;
-            return 0;
-        }
-        if (r != 0)
-            break;
-        pool->stats.waits += !*waited;
-        *waited = true;
+    struct waiter waiter = {0};
+    int r = -pthread_cond_init(&waiter.wake, &pool->wake_attributes);
+    if (r < 0)
+        return fault_set(&pool->message, r, "no means to wait for a connection");
+    pool->stats.waits++;
+    TAILQ_INSERT_TAIL(&pool->waiters, &waiter, link);
+    while (!waiter.granted && r == 0)
         r = deadline_us == UINT64_MAX
-                ? pthread_cond_wait(&pool->returned, &pool->lock)
-                : pthread_cond_timedwait(&pool->returned, &pool->lock, &deadline);
+                ? pthread_cond_wait(&waiter.wake, &pool->lock)
+                : pthread_cond_timedwait(&waiter.wake, &pool->lock, &deadline);
+    pthread_cond_destroy(&waiter.wake);
+    if (waiter.granted) {
+        *ret_entry = waiter.entry;
+        return 0;
     }
+    TAILQ_REMOVE(&pool->waiters, &waiter, link);
     pool->stats.timeouts++;
     return fault_set(&pool->message, -ETIMEDOUT,
                      "all %u connections of the pool stayed in use: raise max_connections or wait "
@@ -163,31 +276,48 @@ static int take_or_wait(struct hearth_pool *pool, uint64_t deadline_us, struct e
                      pool->options.max_connections);
 }
 
-/* A place among the open ones is free again. */
-static void give_place(struct hearth_pool *pool)
+/* What acquire goes on with: an idle connection to look at, leave to open one (NULL, counted in
+ * `open` already), or -ETIMEDOUT. */
+static int take_or_wait(struct hearth_pool *pool, uint64_t deadline_us, struct entries *expired,
+                        struct entry **ret_entry)
 {
-    pool->open--;
-    pthread_cond_signal(&pool->returned);
+    take_expired(pool, expired);
+    *ret_entry = take_idle(pool);
+    if (*ret_entry)
+        return 0;
+    if (pool->open == pool->options.max_connections)
+        return wait_in_line(pool, deadline_us, ret_entry);
+    pool->open++;
+    return 0;
 }
 
 /* ---- acquire and release ---- */
 
-/* An idle connection of the pool if it is good; else it is closed and its place given back. */
-static bool use_idle(struct hearth_pool *pool, struct entry *entry)
+/* An idle connection of the pool if it is good; else it is closed, and the next idle one or the
+ * place that it leaves (NULL) takes its part: whoever has waited does not wait again. */
+static struct entry *use_idle(struct hearth_pool *pool, struct entry *entry)
 {
-    bool good = entry_check(entry);
+    struct entries one = TAILQ_HEAD_INITIALIZER(one), bad = TAILQ_HEAD_INITIALIZER(bad);
+    uint32_t failed, passed;
+    struct entry *next = entry;
+    TAILQ_INSERT_TAIL(&one, entry, link);
+    passed = entries_look(pool, &one, &bad, &failed);
+    bool good = TAILQ_EMPTY(&bad);
     pthread_mutex_lock(&pool->lock);
+    pool->stats.health_passed += passed;
+    pool->stats.health_failed += failed;
     if (good) {
         pool->stats.acquired++;
-        pool->stats.reused += hearth_requests_sent(entry->connection) > 0;
+        pool->stats.reused += hearth_requests_sent(entry->connection) > entry->pings;
     } else {
         pool->stats.closed_broken++;
-        give_place(pool);
+        next = take_idle(pool);
+        if (next)
+            give_place(pool);
     }
     pthread_mutex_unlock(&pool->lock);
-    if (!good)
-        entry_free(entry);
-    return good;
+    entries_close(&bad);
+    return next;
 }
 
 /* A new connection for a place that the caller holds. A signal does not end the attempt. */
@@ -220,23 +350,77 @@ int hearth_pool_acquire(struct hearth_pool *pool, uint64_t timeout_us, struct he
     if (__builtin_add_overflow(client_now_us(), timeout_us, &deadline_us))
         deadline_us = UINT64_MAX;
     struct entries expired = TAILQ_HEAD_INITIALIZER(expired);
-    struct entry *entry = NULL;
-    bool waited = false, found = false;
-    int r;
+    struct entry *entry = NULL, *looked = NULL;
+    pthread_mutex_lock(&pool->lock);
+    int r = take_or_wait(pool, deadline_us, &expired, &entry);
+    pthread_mutex_unlock(&pool->lock);
+    entries_close(&expired);
+    if (r < 0)
+        return r;
     /* Each round but the last closes one idle connection that had gone bad. */
-    do {
-        pthread_mutex_lock(&pool->lock);
-        r = take_or_wait(pool, deadline_us, &expired, &waited, &entry);
-        pthread_mutex_unlock(&pool->lock);
-        entries_close(&expired);
-        found = r >= 0 && (!entry || use_idle(pool, entry));
-    } while (r >= 0 && !found);
-    if (r >= 0 && !entry)
+    while (entry && entry != looked) {
+        looked = entry;
+        entry = use_idle(pool, looked);
+    }
+    if (!entry)
         r = use_new(pool, deadline_us, &entry);
     if (r < 0)
         return r;
     *ret_hearth = entry->connection;
     return 0;
+}
+
+/* Takes out idle connections that nobody has looked at since `before`, the coldest first; those
+ * that are due for a ping alone where `due` is set. */
+static void take_to_look(struct hearth_pool *pool, uint64_t before, bool due, uint32_t most,
+                         struct entries *looked)
+{
+    struct entry *entry, *next;
+    for (entry = TAILQ_LAST(&pool->idle, entries); entry && most > 0; entry = next) {
+        next = TAILQ_PREV(entry, entries, link);
+        if (entry->looked_us >= before || (due && !entry_due(pool, entry, before)))
+            continue;
+        entry->looked_us = before;
+        TAILQ_REMOVE(&pool->idle, entry, link);
+        TAILQ_INSERT_TAIL(looked, entry, link);
+        pool->n_idle--;
+        most--;
+    }
+}
+
+/* Puts them back, the coldest at the end again, and gives up the places of the bad ones. */
+static void put_looked(struct hearth_pool *pool, struct entries *looked, struct entries *bad)
+{
+    struct entry *entry;
+    while ((entry = TAILQ_LAST(looked, entries))) {
+        TAILQ_REMOVE(looked, entry, link);
+        give_entry(pool, entry, false);
+    }
+    TAILQ_FOREACH(entry, bad, link)
+    {
+        pool->stats.closed_broken++;
+        give_place(pool);
+    }
+}
+
+/* Looks at up to `most` idle connections; whether there may be more. */
+static bool look(struct hearth_pool *pool, uint64_t before, bool due, uint32_t most)
+{
+    struct entries looked = TAILQ_HEAD_INITIALIZER(looked), bad = TAILQ_HEAD_INITIALIZER(bad);
+    uint32_t failed, passed;
+    pthread_mutex_lock(&pool->lock);
+    take_to_look(pool, before, due, most, &looked);
+    pthread_mutex_unlock(&pool->lock);
+    if (TAILQ_EMPTY(&looked))
+        return false;
+    passed = entries_look(pool, &looked, &bad, &failed);
+    pthread_mutex_lock(&pool->lock);
+    pool->stats.health_passed += passed;
+    pool->stats.health_failed += failed;
+    put_looked(pool, &looked, &bad);
+    pthread_mutex_unlock(&pool->lock);
+    entries_close(&bad);
+    return true;
 }
 
 void hearth_pool_release(struct hearth_pool *pool, struct hearth *h)
@@ -248,29 +432,50 @@ void hearth_pool_release(struct hearth_pool *pool, struct hearth *h)
     bool good = client_is_reusable(h);
     uint64_t now = client_now_us();
     pthread_mutex_lock(&pool->lock);
-    if (good) {
-        entry->idle_since_us = now;
-        TAILQ_INSERT_HEAD(&pool->idle, entry, link);
-        pool->n_idle++;
-        pthread_cond_signal(&pool->returned);
+    bool aged = good && entry_aged(pool, entry, now);
+    if (good && !aged) {
+        entry->idle_since_us = entry->answered_us = now;
+        give_entry(pool, entry, true);
     } else {
-        pool->stats.closed_broken++;
+        pool->stats.closed_aged += aged;
+        pool->stats.closed_broken += !aged;
         give_place(pool);
     }
     take_expired(pool, &expired);
     pthread_mutex_unlock(&pool->lock);
-    if (!good)
+    if (!good || aged)
         entry_free(entry);
     entries_close(&expired);
+    look(pool, now, true, 1);
 }
 
 void hearth_pool_maintain(struct hearth_pool *pool)
 {
     struct entries expired = TAILQ_HEAD_INITIALIZER(expired);
+    uint64_t now = client_now_us();
     pthread_mutex_lock(&pool->lock);
     take_expired(pool, &expired);
     pthread_mutex_unlock(&pool->lock);
     entries_close(&expired);
+    /* Ends: each connection is looked at once, and at most POOL_MAX_CONNECTIONS are open. */
+    while (look(pool, now, false, LOOK_BATCH))
+        ;
+}
+
+/* ---- what it says about itself ---- */
+
+void pool_count_failover(struct hearth_pool *pool)
+{
+    pthread_mutex_lock(&pool->lock);
+    pool->stats.failovers++;
+    pthread_mutex_unlock(&pool->lock);
+}
+
+void pool_set_message(struct hearth_pool *pool, const char *sentence)
+{
+    pthread_mutex_lock(&pool->lock);
+    fault_set(&pool->message, 0, "%s", sentence);
+    pthread_mutex_unlock(&pool->lock);
 }
 
 void hearth_pool_get_stats(struct hearth_pool *pool, struct hearth_pool_stats *ret_stats)
@@ -316,16 +521,17 @@ static int options_copy(struct hearth_pool *pool, const struct hearth_pool_optio
     return 0;
 }
 
-static int condition_init(pthread_cond_t *condition)
+/* The lock, and how those wait who wait in line. */
+static int locks_init(struct hearth_pool *pool)
 {
-    pthread_condattr_t attributes;
-    int r = pthread_condattr_init(&attributes);
+    int r = pthread_condattr_init(&pool->wake_attributes);
     if (r != 0)
         return -r;
-    r = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    r = pthread_condattr_setclock(&pool->wake_attributes, CLOCK_MONOTONIC);
     if (r == 0)
-        r = pthread_cond_init(condition, &attributes);
-    pthread_condattr_destroy(&attributes);
+        r = pthread_mutex_init(&pool->lock, NULL);
+    if (r != 0)
+        pthread_condattr_destroy(&pool->wake_attributes);
     return -r;
 }
 
@@ -348,7 +554,7 @@ static int open_minimum(struct hearth_pool *pool)
 static struct hearth_pool *pool_destroy(struct hearth_pool *pool)
 {
     entries_close(&pool->idle);
-    pthread_cond_destroy(&pool->returned);
+    pthread_condattr_destroy(&pool->wake_attributes);
     pthread_mutex_destroy(&pool->lock);
     free(pool);
     return NULL;
@@ -363,14 +569,10 @@ int hearth_pool_new(const struct hearth_pool_options *options, struct hearth_poo
     if (r < 0)
         return r;
     TAILQ_INIT(&pool->idle);
-    r = condition_init(&pool->returned);
+    TAILQ_INIT(&pool->waiters);
+    r = locks_init(pool);
     if (r < 0)
         return r;
-    r = -pthread_mutex_init(&pool->lock, NULL);
-    if (r < 0) {
-        pthread_cond_destroy(&pool->returned);
-        return r;
-    }
     r = open_minimum(pool);
     if (r < 0) {
         pool_destroy(TAKE_PTR(pool));

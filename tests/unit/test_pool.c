@@ -390,3 +390,512 @@ Test(pool, many_threads_share_few_connections)
     fake_stop(&fake);
     cr_assert_eq(fake.seen, THREADS * ROUNDS);
 }
+
+/* ---- waiting in line ---- */
+
+#define LINE 6
+
+struct in_line {
+    struct hearth_pool *pool;
+    atomic_int *served;
+    int place; /* when it was served, from 0 */
+};
+
+static void *wait_in_line(void *userdata)
+{
+    struct in_line *in_line = userdata;
+    struct hearth *h = NULL;
+    if (hearth_pool_acquire(in_line->pool, PATIENCE_US, &h) == 0) {
+        in_line->place = atomic_fetch_add(in_line->served, 1);
+        hearth_pool_release(in_line->pool, h);
+    }
+    return NULL;
+}
+
+Test(pool, who_waits_is_served_in_the_order_of_coming)
+{
+    struct fake fake;
+    struct in_line line[LINE];
+    pthread_t threads[LINE];
+    atomic_int served = 0;
+    fake_start(&fake, fake_serve_done);
+    struct hearth_pool *pool = must_open(&fake, 0, 1, 0);
+    struct hearth *h = must_acquire(pool);
+    for (int i = 0; i < LINE; i++) {
+        line[i] = (struct in_line){.pool = pool, .served = &served, .place = -1};
+        pthread_create(&threads[i], NULL, wait_in_line, &line[i]);
+        while (stats_of(pool).waits <= (uint64_t)i)
+            usleep(500);
+    }
+    hearth_pool_release(pool, h);
+    for (int i = 0; i < LINE; i++) {
+        pthread_join(threads[i], NULL);
+        cr_expect_eq(line[i].place, i, "number %d was served as number %d", i, line[i].place);
+    }
+    struct hearth_pool_stats stats = stats_of(pool);
+    cr_assert(stats.created == 1 && stats.waits == LINE && stats.timeouts == 0);
+    hearth_pool_free(pool);
+    fake_stop(&fake);
+}
+
+Test(pool, one_that_is_too_old_goes_to_nobody_who_waits)
+{
+    struct fake fake;
+    struct hearth_pool_options options = HEARTH_POOL_OPTIONS_INIT;
+    struct hearth_pool *pool = NULL;
+    fake_start(&fake, fake_serve_done);
+    options.connection.socket_path = fake.path;
+    options.max_connections = 1;
+    options.max_age_us = 1000;
+    cr_assert_eq(hearth_pool_new(&options, &pool), 0);
+    struct hearth *h = must_acquire(pool);
+    struct taker taker = {.pool = pool};
+    pthread_t thread;
+    pthread_create(&thread, NULL, take_one, &taker);
+    while (stats_of(pool).waits == 0)
+        usleep(500);
+    usleep(2000);
+    hearth_pool_release(pool, h);
+    pthread_join(thread, NULL);
+    cr_assert_eq(taker.stage, 2);
+    struct hearth_pool_stats stats = stats_of(pool);
+    cr_assert(stats.created == 2 && stats.closed_aged >= 1 && stats.closed_broken == 0);
+    hearth_pool_free(pool);
+    fake_stop(&fake);
+}
+
+/* ---- health ---- */
+
+static struct hearth_pool *must_open_checked(const struct fake *fake, uint64_t every_us,
+                                             uint64_t timeout_us)
+{
+    struct hearth_pool_options options = HEARTH_POOL_OPTIONS_INIT;
+    struct hearth_pool *pool = NULL;
+    options.connection.socket_path = fake->path;
+    options.health_every_us = every_us;
+    options.health_timeout_us = timeout_us;
+    cr_assert_eq(hearth_pool_new(&options, &pool), 0);
+    return pool;
+}
+
+Test(pool, what_answers_its_ping_stays_and_a_ping_is_no_request)
+{
+    struct fake fake;
+    struct hearth *out[3];
+    fake_start(&fake, fake_serve_done);
+    struct hearth_pool *pool = must_open_checked(&fake, 1, PATIENCE_US);
+    for (int i = 0; i < 3; i++)
+        out[i] = must_acquire(pool);
+    for (int i = 0; i < 3; i++)
+        hearth_pool_release(pool, out[i]);
+    usleep(1000);
+    uint64_t before = stats_of(pool).health_passed;
+    hearth_pool_maintain(pool);
+    struct hearth_pool_stats stats = stats_of(pool);
+    cr_assert_eq(stats.health_passed, before + 3, "maintain asks each that is due");
+    cr_assert(stats.health_failed == 0 && stats.idle == 3 && stats.created == 3);
+    usleep(1000);
+    cr_assert_eq(must_acquire(pool), out[2], "they keep their order");
+    stats = stats_of(pool);
+    cr_assert_eq(stats.health_passed, before + 4, "acquire asks the one it takes");
+    cr_assert_eq(stats.reused, 0, "only pings went over it");
+    hearth_pool_release(pool, out[2]);
+    hearth_pool_free(pool);
+    fake_stop(&fake);
+}
+
+Test(pool, one_that_is_not_due_is_not_asked)
+{
+    struct fake fake;
+    fake_start(&fake, fake_serve_done);
+    struct hearth_pool *pool = must_open_checked(&fake, 3600000000u, 10000);
+    for (int i = 0; i < 5; i++) {
+        hearth_pool_release(pool, must_acquire(pool));
+        hearth_pool_maintain(pool);
+    }
+    cr_assert_eq(stats_of(pool).health_passed, 0);
+    hearth_pool_free(pool);
+    fake_stop(&fake);
+    cr_assert_eq(fake.seen, 0);
+}
+
+/* Answers everything but pings; the connections that come later answer those too. */
+static void serve_deaf_first(struct fake *fake, int fd)
+{
+    _cleanup_frame_ struct fake_frame frame = {0};
+    bool deaf = atomic_load(&fake->accepted) <= 2;
+    if (!fake_hello(fd))
+        return;
+    while (fake_next(fd, &frame)) {
+        struct wire_buffer out = {0};
+        if (deaf && frame.header.type == WIRE_PING)
+            continue;
+        fake_put_done(&out, frame.header.id, "stop");
+        if (!fake_send(fd, &out))
+            return;
+    }
+}
+
+Test(pool, what_does_not_answer_its_ping_is_replaced)
+{
+    struct fake fake;
+    fake_start(&fake, serve_deaf_first);
+    struct hearth_pool *pool = must_open_checked(&fake, 1, 500000);
+    struct hearth *a = must_acquire(pool), *b = must_acquire(pool);
+    use_once(a);
+    use_once(b);
+    hearth_pool_release(pool, a);
+    usleep(1000);
+    hearth_pool_maintain(pool); /* a is asked, and closed */
+    struct hearth_pool_stats stats = stats_of(pool);
+    cr_assert(stats.health_failed == 1 && stats.closed_broken == 1 && stats.open == 1);
+    hearth_pool_release(pool, b);
+    usleep(1000);
+    struct hearth *c = must_acquire(pool); /* b is asked, and c is a new one */
+    use_once(c);
+    stats = stats_of(pool);
+    cr_assert_eq(stats.health_failed, 2);
+    cr_assert(stats.created == 3 && stats.reused == 0 && stats.open == 1);
+    hearth_pool_release(pool, c);
+    usleep(1000);
+    c = must_acquire(pool);
+    cr_assert_eq(stats_of(pool).reused, 1);
+    hearth_pool_release(pool, c);
+    hearth_pool_free(pool);
+    fake_stop(&fake);
+}
+
+/* Says goaway at once; the note counts those that have. */
+static void serve_goaway(struct fake *fake, int fd)
+{
+    _cleanup_frame_ struct fake_frame frame = {0};
+    struct wire_buffer out = {0};
+    if (!fake_hello(fd) || !fake_next(fd, &frame))
+        return;
+    fake_put_done(&out, frame.header.id, NULL);
+    fake_put_goaway(&out);
+    if (fake_send(fd, &out))
+        atomic_fetch_add(&fake->note, 1);
+    while (fake_next(fd, &frame))
+        ;
+}
+
+Test(pool, maintain_closes_what_is_told_to_go_away_and_opens_nothing)
+{
+    struct fake fake;
+    struct hearth *out[3];
+    fake_start(&fake, serve_goaway);
+    struct hearth_pool *pool = must_open(&fake, 3, 4, 0);
+    for (int i = 0; i < 3; i++)
+        out[i] = must_acquire(pool);
+    for (int i = 0; i < 3; i++) {
+        use_once(out[i]);
+        hearth_pool_release(pool, out[i]);
+    }
+    while (atomic_load(&fake.note) < 3)
+        usleep(500);
+    hearth_pool_maintain(pool);
+    struct hearth_pool_stats stats = stats_of(pool);
+    cr_assert(stats.open == 0 && stats.closed_broken == 3 && stats.created == 3);
+    hearth_pool_free(pool);
+    fake_stop(&fake);
+}
+
+/* ---- failover: a daemon that breaks in the middle of a story ---- */
+
+static const char story[] = "Once upon a time there was a lighthouse.";
+#define STORY_SEED 4242u
+
+/* What the n-th connection does with a completion, counted from 1. */
+struct turn {
+    int tell;              /* bytes of the story, counted from skip_bytes; -1: all, and done */
+    const char *print;     /* the fingerprint it computes with */
+    const char *error;     /* in place of the end: this code */
+    bool no_origin, quiet; /* no seed and fingerprint; stays silent and does not close */
+};
+
+static const struct turn *turns;
+static int n_turns;
+/* What the completions asked for, by connection. */
+static uint64_t asked_skip[8], asked_seed[8], asked_deadline[8];
+static char asked_print[8][16];
+
+static void put_story(struct wire_buffer *out, uint64_t id, const struct turn *turn, uint64_t from,
+                      uint64_t to)
+{
+    for (uint64_t at = from; at < to;) {
+        uint64_t n = MIN(to - at, (uint64_t)5);
+        wire_begin(out, WIRE_TOKENS, id);
+        if (at == from && !turn->no_origin) {
+            wire_put_number(out, TAG_SEED, STORY_SEED);
+            wire_put_text(out, TAG_FINGERPRINT, turn->print);
+        }
+        wire_put_bytes(out, TAG_TEXT, story + at, n);
+        wire_end(out);
+        at += n;
+    }
+}
+
+static void put_error(struct wire_buffer *out, uint64_t id, const char *code, const char *option)
+{
+    wire_begin(out, WIRE_ERROR, id);
+    wire_put_text(out, TAG_CODE, code);
+    wire_put_text(out, TAG_SENTENCE, "so it is");
+    if (option)
+        wire_put_text(out, TAG_OPTION, option);
+    wire_end(out);
+}
+
+static void play_turn(const struct fake_frame *frame, const struct turn *turn, int number, int fd)
+{
+    struct wire_buffer out = {0};
+    uint64_t id = frame->header.id, skip = fake_number(frame, TAG_SKIP_BYTES, 0);
+    asked_skip[number] = skip;
+    asked_seed[number] = fake_number(frame, TAG_SEED, 0);
+    asked_deadline[number] = fake_number(frame, TAG_DEADLINE_US, 0);
+    bool has = fake_text(frame, TAG_FINGERPRINT, asked_print[number], sizeof(asked_print[0]));
+    uint64_t end = turn->tell < 0 ? sizeof(story) - 1 : skip + (uint64_t)turn->tell;
+    if (has && strcmp(asked_print[number], turn->print) != 0) {
+        put_error(&out, id, "bad-request", "fingerprint");
+    } else {
+        put_story(&out, id, turn, skip, end);
+        if (turn->error)
+            put_error(&out, id, turn->error, NULL);
+        else if (turn->tell < 0)
+            fake_put_done(&out, id, "stop");
+    }
+    fake_send(fd, &out);
+}
+
+static void serve_turns(struct fake *fake, int fd)
+{
+    _cleanup_frame_ struct fake_frame frame = {0};
+    if (!fake_hello(fd) || !fake_next(fd, &frame))
+        return;
+    int number = atomic_fetch_add(&fake->seen, 1);
+    if (number >= n_turns)
+        return;
+    play_turn(&frame, &turns[number], number, fd);
+    if (turns[number].tell < 0 || turns[number].error || turns[number].quiet)
+        while (fake_next(fd, &frame))
+            ;
+}
+
+struct heard {
+    char text[128];
+    size_t bytes;
+    int frames, origins, ends;
+    enum hearth_reply_kind end;
+    char code[32], option[32];
+    bool lost;
+};
+
+static void hear(void *userdata, const struct hearth_reply *reply)
+{
+    struct heard *heard = userdata;
+    cr_assert_eq(heard->ends, 0, "nothing comes behind the end");
+    if (reply->kind == HEARTH_TOKENS) {
+        cr_assert_lt(heard->bytes + reply->text_bytes, sizeof(heard->text));
+        memcpy(heard->text + heard->bytes, reply->text, reply->text_bytes);
+        heard->bytes += reply->text_bytes;
+        heard->frames++;
+        heard->origins += reply->fingerprint != NULL;
+        return;
+    }
+    heard->ends++;
+    heard->end = reply->kind;
+    heard->lost = reply->lost;
+    snprintf(heard->code, sizeof(heard->code), "%s", reply->code ? reply->code : "");
+    snprintf(heard->option, sizeof(heard->option), "%s", reply->option ? reply->option : "");
+}
+
+/* Plays the turns against one request: what hearth_pool_complete() returns. */
+static int tell(const struct turn *with, int n, const struct hearth_generate *request,
+                uint64_t timeout_us, struct heard *ret_heard, struct hearth_pool_stats *ret_stats)
+{
+    struct fake fake;
+    struct hearth_generate plain = HEARTH_GENERATE_INIT;
+    plain.prompt = "Tell";
+    turns = with;
+    n_turns = n;
+    *ret_heard = (struct heard){0};
+    fake_start(&fake, serve_turns);
+    struct hearth_pool *pool = must_open(&fake, 0, 2, 0);
+    int r = hearth_pool_complete(pool, request ? request : &plain, hear, ret_heard, timeout_us);
+    *ret_stats = stats_of(pool);
+    cr_assert_eq(ret_stats->busy, 0, "the connection is back, whatever happened");
+    hearth_pool_free(pool);
+    fake_stop(&fake);
+    return r;
+}
+
+Test(pool, a_whole_story_goes_over_one_connection_and_leaves_it_for_the_next)
+{
+    struct turn with[] = {{.tell = -1, .print = "one"}};
+    struct hearth_pool_stats stats;
+    struct heard heard;
+    cr_assert_eq(tell(with, 1, NULL, PATIENCE_US, &heard, &stats), 0);
+    cr_assert_str_eq(heard.text, story);
+    cr_assert(heard.ends == 1 && heard.end == HEARTH_DONE && heard.origins == 1);
+    cr_assert(stats.failovers == 0 && stats.created == 1 && stats.idle == 1);
+}
+
+Test(pool, a_request_of_which_nothing_has_come_is_sent_again_as_it_was)
+{
+    struct turn with[] = {{.tell = 0, .print = "one"}, {.tell = -1, .print = "two"}};
+    struct hearth_pool_stats stats;
+    struct heard heard;
+    cr_assert_eq(tell(with, 2, NULL, PATIENCE_US, &heard, &stats), 0);
+    cr_assert_str_eq(heard.text, story);
+    cr_assert(heard.ends == 1 && heard.end == HEARTH_DONE);
+    cr_assert(stats.failovers == 1 && stats.created == 2 && stats.closed_broken == 1);
+    cr_assert(asked_skip[1] == 0 && asked_print[1][0] == '\0');
+}
+
+Test(pool, a_story_goes_on_where_it_broke_off)
+{
+    struct turn with[] = {
+        {.tell = 10, .print = "one"}, {.tell = 13, .print = "one"}, {.tell = -1, .print = "one"}};
+    struct hearth_pool_stats stats;
+    struct heard heard;
+    cr_assert_eq(tell(with, 3, NULL, PATIENCE_US, &heard, &stats), 0);
+    cr_assert_str_eq(heard.text, story);
+    cr_assert(heard.ends == 1 && heard.end == HEARTH_DONE);
+    cr_assert_eq(heard.origins, 1, "the stream begins once");
+    cr_assert_eq(stats.failovers, 2);
+    for (int i = 1; i < 3; i++) {
+        cr_assert_eq(asked_skip[i], i == 1 ? 10 : 23);
+        cr_assert_eq(asked_seed[i], STORY_SEED);
+        cr_assert_str_eq(asked_print[i], "one");
+    }
+}
+
+Test(pool, a_callers_own_skip_is_added_to)
+{
+    struct turn with[] = {{.tell = 10, .print = "one"}, {.tell = -1, .print = "one"}};
+    struct hearth_generate request = HEARTH_GENERATE_INIT;
+    struct hearth_pool_stats stats;
+    struct heard heard;
+    request.prompt = "Tell";
+    request.skip_bytes = 5;
+    request.fingerprint = "one";
+    request.fingerprint_bytes = 3;
+    cr_assert_eq(tell(with, 2, &request, PATIENCE_US, &heard, &stats), 0);
+    cr_assert_str_eq(heard.text, story + 5);
+    cr_assert_eq(asked_skip[0], 5);
+    cr_assert_eq(asked_skip[1], 15);
+}
+
+Test(pool, another_fingerprint_ends_the_story_without_a_wrong_byte)
+{
+    /* The daemon refuses; or it does not look, and says so itself; or it says nothing of its
+     * origin. */
+    struct turn refuses[] = {{.tell = 10, .print = "one"}, {.tell = -1, .print = "two"}};
+    struct turn silent[] = {{.tell = 10, .print = "one"},
+                            {.tell = -1, .print = "one", .no_origin = true}};
+    struct hearth_pool_stats stats;
+    struct heard heard;
+    for (int i = 0; i < 2; i++) {
+        cr_assert_eq(tell(i ? silent : refuses, 2, NULL, PATIENCE_US, &heard, &stats), 0);
+        cr_assert_eq(heard.bytes, 10);
+        cr_assert(heard.ends == 1 && heard.end == HEARTH_ERROR);
+        cr_assert_str_eq(heard.code, "shutting-down", "case %d", i);
+        cr_assert_eq(stats.failovers, 1);
+    }
+    /* A caller's own fingerprint that does not fit is the caller's business. */
+    struct hearth_generate request = HEARTH_GENERATE_INIT;
+    request.prompt = "Tell";
+    request.fingerprint = "old";
+    request.fingerprint_bytes = 3;
+    cr_assert_eq(tell(refuses, 1, &request, PATIENCE_US, &heard, &stats), 0);
+    cr_assert_str_eq(heard.code, "bad-request");
+    cr_assert_str_eq(heard.option, "fingerprint");
+}
+
+Test(pool, a_daemon_that_is_shutting_down_is_left_for_the_next)
+{
+    struct turn with[] = {{.tell = 15, .print = "one", .error = "shutting-down"},
+                          {.tell = 0, .print = "one", .error = "shutting-down"},
+                          {.tell = -1, .print = "one"}};
+    struct hearth_pool_stats stats;
+    struct heard heard;
+    cr_assert_eq(tell(with, 3, NULL, PATIENCE_US, &heard, &stats), 0);
+    cr_assert_str_eq(heard.text, story);
+    cr_assert(stats.failovers == 2 && stats.created == 3 && stats.closed_broken == 2);
+}
+
+Test(pool, any_other_error_is_the_callers)
+{
+    struct turn with[] = {{.tell = 5, .print = "one", .error = "no-memory"}};
+    struct hearth_pool_stats stats;
+    struct heard heard;
+    cr_assert_eq(tell(with, 1, NULL, PATIENCE_US, &heard, &stats), 0);
+    cr_assert_str_eq(heard.code, "no-memory");
+    cr_assert(stats.failovers == 0 && stats.idle == 1 && !heard.lost);
+}
+
+Test(pool, a_request_that_breaks_every_connection_is_given_up)
+{
+    struct turn with[] = {{.tell = 0, .print = "one"},
+                          {.tell = 5, .print = "one"},
+                          {.tell = 5, .print = "one"},
+                          {.tell = 5, .print = "one"},
+                          {.tell = -1, .print = "one"}};
+    struct hearth_pool_stats stats;
+    struct heard heard;
+    cr_assert_eq(tell(with, 5, NULL, PATIENCE_US, &heard, &stats), 0);
+    cr_assert(heard.end == HEARTH_ERROR && heard.lost && heard.bytes == 15);
+    cr_assert(stats.failovers == 3 && stats.created == 4);
+    /* Nor is one sent again whose text has come without an origin. */
+    struct turn no_origin[] = {{.tell = 5, .print = "one", .no_origin = true}};
+    cr_assert_eq(tell(no_origin, 1, NULL, PATIENCE_US, &heard, &stats), 0);
+    cr_assert(heard.end == HEARTH_ERROR && heard.lost && heard.bytes == 5);
+    cr_assert_eq(stats.failovers, 0);
+}
+
+Test(pool, time_runs_out_in_the_middle)
+{
+    struct turn with[] = {{.tell = 5, .print = "one", .quiet = true}};
+    struct hearth_pool_stats stats;
+    struct heard heard;
+    cr_assert_eq(tell(with, 1, NULL, 50000, &heard, &stats), -ETIMEDOUT);
+    cr_assert_eq(heard.ends, 0);
+    cr_assert_eq(stats.open, 0, "closing it cancels the request");
+}
+
+Test(pool, a_deadline_goes_on_running_while_a_request_is_sent_again)
+{
+    struct turn with[] = {{.tell = 5, .print = "one"}, {.tell = -1, .print = "one"}};
+    struct hearth_generate request = HEARTH_GENERATE_INIT;
+    struct hearth_pool_stats stats;
+    struct heard heard;
+    request.prompt = "Tell";
+    request.deadline_us = 60000000;
+    cr_assert_eq(tell(with, 2, &request, PATIENCE_US, &heard, &stats), 0);
+    cr_assert_eq(asked_deadline[0], 60000000);
+    cr_assert(asked_deadline[1] < 60000000 && asked_deadline[1] > 0);
+    request.deadline_us = 1;
+    cr_assert_eq(tell(with, 2, &request, PATIENCE_US, &heard, &stats), 0);
+    cr_assert_str_eq(heard.code, "deadline");
+}
+
+Test(pool, without_a_daemon_a_completion_says_so_at_once)
+{
+    struct hearth_pool_options options = HEARTH_POOL_OPTIONS_INIT;
+    struct hearth_generate request = HEARTH_GENERATE_INIT;
+    struct hearth_pool *pool = NULL;
+    struct heard heard = {0};
+    char message[HEARTH_MESSAGE_BYTES];
+    options.connection.socket_path = "/nonexistent/s";
+    cr_assert_eq(hearth_pool_new(&options, &pool), 0);
+    request.prompt = "Tell";
+    cr_assert_eq(hearth_pool_complete(pool, &request, hear, &heard, PATIENCE_US), -ENOENT);
+    cr_assert_eq(heard.ends, 0);
+    hearth_pool_get_message(pool, message);
+    cr_assert_not_null(strstr(message, "no daemon at"), "%s", message);
+    request.manual_credit = true;
+    cr_assert_eq(hearth_pool_complete(pool, &request, hear, &heard, PATIENCE_US), -EINVAL);
+    request.size = 0;
+    cr_assert_eq(hearth_pool_complete(pool, &request, hear, &heard, PATIENCE_US), -EINVAL);
+    hearth_pool_free(pool);
+}

@@ -1,0 +1,306 @@
+/* A completion that outlives its connection: run on the pool, and sent again where the connection
+ * breaks. The same request with the same seed gives the same text, so what was delivered is named
+ * in `skip_bytes` and computed again without being sent; the fingerprint says whether "the same"
+ * still holds. */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "lib/cleanup.h"
+#include "lib/client.h"
+#include "lib/pool.h"
+
+/* A request that ends the daemon must not end it for ever. */
+#define MAX_FAILOVERS 3u
+/* How long a daemon that has just gone is looked for, and how often. */
+#define RESTART_US      10000000u
+#define LOOK_FIRST_US   5000u
+#define LOOK_MOST_US    200000u
+#define MAX_FINGERPRINT 64u
+
+enum ending {
+    RUNNING,
+    ENDED,   /* the caller has had the end */
+    BROKEN,  /* nobody said how it ended: to be sent again */
+    CHANGED, /* what runs now would give another text */
+};
+
+/* One call of hearth_pool_complete(), over all its attempts. */
+struct job {
+    struct hearth_pool *pool;
+    struct hearth *connection; /* of this attempt */
+    struct hearth_generate request;
+    hearth_reply_fn fn;
+    void *userdata;
+    uint64_t began_us, deadline_us;
+    uint64_t given_skip_bytes, given_deadline_us; /* as the caller's request has them */
+    uint64_t delivered_bytes;
+    bool origin; /* seed and fingerprint are known */
+    uint8_t fingerprint[MAX_FINGERPRINT];
+    size_t fingerprint_bytes;
+    bool checked;       /* this attempt's fingerprint is the one that was asked for */
+    bool resumed;       /* this attempt goes on behind delivered text */
+    enum ending ending; /* of this attempt */
+    struct fault why;   /* of the last break */
+    bool was_there;     /* a daemon has been seen to go: one may come */
+    uint32_t failovers;
+};
+
+static void deliver(struct job *job, const struct hearth_reply *reply)
+{
+    if (job->fn)
+        job->fn(job->userdata, reply);
+}
+
+/* An end that the daemon did not say. */
+static int end_with(struct job *job, enum wire_code code, const char *sentence)
+{
+    struct hearth_reply reply = {
+        .kind = HEARTH_ERROR, .code = wire_code_name(code), .sentence = sentence};
+    deliver(job, &reply);
+    return 0;
+}
+
+/* ---- what comes in ---- */
+
+/* Keeps what a repetition needs, or holds a repetition against it. False where it does not match.
+ */
+static bool take_origin(struct job *job, const struct hearth_reply *reply)
+{
+    if (job->checked || !reply->fingerprint)
+        return true;
+    if (job->resumed) {
+        job->checked = reply->fingerprint_bytes == job->fingerprint_bytes &&
+                       memcmp(reply->fingerprint, job->fingerprint, job->fingerprint_bytes) == 0 &&
+                       (!reply->has_seed || reply->seed == job->request.seed);
+        return job->checked;
+    }
+    job->checked = true;
+    job->origin = reply->has_seed && reply->fingerprint_bytes <= sizeof(job->fingerprint);
+    if (!job->origin)
+        return true;
+    job->request.seed = reply->seed;
+    job->request.has_seed = true;
+    job->fingerprint_bytes = reply->fingerprint_bytes;
+    memcpy(job->fingerprint, reply->fingerprint, reply->fingerprint_bytes);
+    return true;
+}
+
+static void take_tokens(struct job *job, const struct hearth_reply *reply)
+{
+    if (!take_origin(job, reply)) {
+        job->ending = CHANGED;
+        return;
+    }
+    if (job->resumed && !job->checked) {
+        job->ending = CHANGED; /* text of unknown origin */
+        return;
+    }
+    struct hearth_reply tokens = *reply;
+    if (job->resumed) {
+        /* The caller's stream has begun already. */
+        tokens.has_seed = false;
+        tokens.seed = 0;
+        tokens.variant = NULL;
+        tokens.fingerprint = NULL;
+        tokens.fingerprint_bytes = 0;
+        if (tokens.text_bytes == 0)
+            return;
+    }
+    job->delivered_bytes += tokens.text_bytes;
+    deliver(job, &tokens);
+}
+
+static void take_error(struct job *job, const struct hearth_reply *reply)
+{
+    bool goes = strcmp(reply->code, wire_code_name(CODE_SHUTTING_DOWN)) == 0;
+    if (goes) /* the word for goaway where only the request has been told */
+        job->connection->going_away = true;
+    if (goes || (reply->lost && job->connection->error == -ECONNRESET)) {
+        fault_set(&job->why, 0, "%s", reply->sentence);
+        job->ending = BROKEN;
+        return;
+    }
+    if (job->resumed && reply->option &&
+        strcmp(reply->option, wire_tag_name(TAG_FINGERPRINT)) == 0) {
+        job->ending = CHANGED;
+        return;
+    }
+    job->ending = ENDED;
+    deliver(job, reply);
+}
+
+static void take_reply(void *userdata, const struct hearth_reply *reply)
+{
+    struct job *job = userdata;
+    if (job->ending != RUNNING)
+        return;
+    if (reply->kind == HEARTH_TOKENS) {
+        take_tokens(job, reply);
+    } else if (reply->kind == HEARTH_ERROR) {
+        take_error(job, reply);
+    } else if (reply->kind == HEARTH_DONE && !take_origin(job, reply)) {
+        job->ending = CHANGED;
+    } else {
+        job->ending = reply->kind == HEARTH_DONE ? ENDED : RUNNING;
+        deliver(job, reply);
+    }
+}
+
+/* ---- one attempt ---- */
+
+/* The request as it must be asked now. -ETIME where its own deadline is over. */
+static int prepare(struct job *job)
+{
+    struct hearth_generate *request = &job->request;
+    job->ending = RUNNING;
+    job->checked = false;
+    job->resumed = job->delivered_bytes > 0;
+    if (job->resumed) {
+        request->skip_bytes = job->given_skip_bytes + job->delivered_bytes;
+        request->fingerprint = job->fingerprint;
+        request->fingerprint_bytes = job->fingerprint_bytes;
+    }
+    if (job->given_deadline_us) {
+        uint64_t gone = client_now_us() - job->began_us;
+        if (job->failovers > 0 && gone >= job->given_deadline_us)
+            return -ETIME;
+        request->deadline_us = job->given_deadline_us - (job->failovers > 0 ? gone : 0);
+    }
+    return 0;
+}
+
+static uint64_t time_left(const struct job *job)
+{
+    uint64_t now = client_now_us();
+    if (job->deadline_us == UINT64_MAX)
+        return UINT64_MAX;
+    return job->deadline_us > now ? job->deadline_us - now : 0;
+}
+
+/* Runs the request on one connection: 0 with the attempt's ending, or a negative errno. */
+static int attempt(struct job *job)
+{
+    uint64_t id;
+    int r = hearth_complete(job->connection, &job->request, take_reply, job, &id);
+    if (r == -ESHUTDOWN || r == -ECONNRESET) {
+        fault_set(&job->why, 0, "%s", hearth_message(job->connection));
+        job->ending = BROKEN;
+        return 0;
+    }
+    if (r < 0) {
+        pool_set_message(job->pool, hearth_message(job->connection));
+        return r;
+    }
+    /* Ends with the request, the connection or the deadline. */
+    while (job->ending == RUNNING) {
+        r = hearth_wait(job->connection, time_left(job));
+        if (job->ending == RUNNING && time_left(job) == 0) {
+            pool_set_message(job->pool, "the request did not end in time: its connection is "
+                                        "closed, which cancels it");
+            return -ETIMEDOUT;
+        }
+        if (job->ending == RUNNING && r < 0 && r != -EINTR)
+            return r;
+    }
+    return 0;
+}
+
+/* ---- from one attempt to the next ---- */
+
+/* Whether to look again: a daemon goes, or one that has gone has not come back. */
+static bool daemon_between(struct job *job, int error)
+{
+    job->was_there |= error == -ESHUTDOWN || error == -ECONNRESET;
+    return job->was_there && (error == -ESHUTDOWN || error == -ECONNRESET || error == -ENOENT ||
+                              error == -ECONNREFUSED);
+}
+
+static void pause_us(uint64_t us)
+{
+    struct timespec ts = {.tv_sec = (time_t)(us / 1000000u),
+                          .tv_nsec = (long)(us % 1000000u) * 1000};
+    nanosleep(&ts, NULL); /* a signal only makes the next look come sooner */
+}
+
+/* A connection for the next attempt. A daemon that has just been there, or says that it goes, is
+ * given time to come back. */
+static int connect_again(struct job *job)
+{
+    uint64_t until_us = client_now_us() + RESTART_US, pause = LOOK_FIRST_US;
+    for (;;) {
+        int r = hearth_pool_acquire(job->pool, time_left(job), &job->connection);
+        if (r >= 0 || !daemon_between(job, r) || client_now_us() >= until_us || time_left(job) == 0)
+            return r;
+        pause_us(MIN(pause, time_left(job)));
+        pause = MIN(pause * 2, (uint64_t)LOOK_MOST_US);
+    }
+}
+
+/* Whether the broken request is to be sent again; where not, the caller has its end. */
+static bool try_again(struct job *job)
+{
+    bool possible = job->delivered_bytes == 0 || job->origin;
+    if (possible && job->failovers < MAX_FAILOVERS) {
+        job->failovers++;
+        job->was_there = true;
+        pool_count_failover(job->pool);
+        return true;
+    }
+    struct hearth_reply reply = {.kind = HEARTH_ERROR,
+                                 .code = wire_code_name(CODE_INTERNAL),
+                                 .sentence = job->why.text,
+                                 .lost = true};
+    deliver(job, &reply);
+    return false;
+}
+
+static int run(struct job *job)
+{
+    do {
+        int r = connect_again(job);
+        if (r < 0)
+            return r;
+        r = prepare(job);
+        if (r == 0)
+            r = attempt(job);
+        hearth_pool_release(job->pool, job->connection);
+        job->connection = NULL;
+        if (r == -ETIME)
+            return end_with(job, CODE_DEADLINE,
+                            "the deadline passed while the request was sent again");
+        if (r < 0)
+            return r;
+        if (job->ending == CHANGED)
+            return end_with(job, CODE_SHUTTING_DOWN,
+                            "the daemon was replaced by one that would go on with another text: "
+                            "ask again from the beginning");
+    } while (job->ending == BROKEN && try_again(job));
+    return 0;
+}
+
+int hearth_pool_complete(struct hearth_pool *pool, const struct hearth_generate *request,
+                         hearth_reply_fn fn, void *userdata, uint64_t timeout_us)
+{
+    if (!request || request->size < sizeof(size_t) || request->size > sizeof(*request)) {
+        pool_set_message(pool,
+                         "hearth_generate.size does not fit: start from HEARTH_GENERATE_INIT");
+        return -EINVAL;
+    }
+    struct job job = {
+        .pool = pool, .request = HEARTH_GENERATE_INIT, .fn = fn, .userdata = userdata};
+    memcpy(&job.request, request, request->size);
+    job.request.size = sizeof(job.request);
+    if (job.request.manual_credit) {
+        pool_set_message(pool, "manual_credit needs a connection of one's own: acquire one");
+        return -EINVAL;
+    }
+    job.began_us = client_now_us();
+    if (__builtin_add_overflow(job.began_us, timeout_us, &job.deadline_us))
+        job.deadline_us = UINT64_MAX;
+    job.given_skip_bytes = job.request.skip_bytes;
+    job.given_deadline_us = job.request.deadline_us;
+    return run(&job);
+}
