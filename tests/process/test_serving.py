@@ -49,15 +49,18 @@ def the_built_in_model_needs_no_file(t):
 @test
 def text_comes_in_frames_while_it_is_generated(t):
     d = daemon_with_story(t)
+    ask = (*GREEDY, ("PROMPT", "Once upon a time"), ("MAX_TOKENS", 64))
     with d.client() as c:
-        replies = c.ask("COMPLETE", *GREEDY, ("PROMPT", "Once upon a time"), ("MAX_TOKENS", 64))
-        whole = c.ask("COMPLETE", *GREEDY, ("PROMPT", "Once upon a time"), ("MAX_TOKENS", 64),
-                      ("STREAM", 0))
-    tokens = [r for r in replies if r.type == "TOKENS"]
-    # how many there are depends on who was awake when: text that waits together goes together
-    expect(len(tokens) > 1, f"only {len(tokens)} frames")
-    expect(tokens[0].get("VARIANT") and tokens[0].get("SEED") is not None and
-           tokens[0].get("FINGERPRINT"), f"the first frame says not how: {tokens[0]}")
+        # Text that waits together goes together: only credit makes sure that there are two frames.
+        request = c.request("COMPLETE", *ask, ("CREDIT", 20))
+        first = c.receive()
+        c.request("CREDIT", ("CREDIT", 1 << 20), request_id=request)
+        replies = [first] + c.replies(request)
+        whole = c.ask("COMPLETE", *ask, ("STREAM", 0))
+    expect(first.type == "TOKENS" and len(first.get("TEXT").encode()) <= 20, f"{first}")
+    expect(len(replies) > 2 and replies[-1].type == "DONE", f"{replies}")
+    expect(first.get("VARIANT") and first.get("SEED") is not None and first.get("FINGERPRINT"),
+           f"the first frame says not how: {first}")
     expect([r.type for r in whole] == ["TOKENS", "DONE"], f"{whole}")
     expect(text_of(replies) == text_of(whole), "whole and streamed text differ")
 
