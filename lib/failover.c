@@ -123,8 +123,9 @@ static void take_error(struct job *job, const struct hearth_reply *reply)
         job->ending = BROKEN;
         return;
     }
-    if (job->resumed && reply->option &&
-        strcmp(reply->option, wire_tag_name(TAG_FINGERPRINT)) == 0) {
+    /* The same request was taken before: what is refused now is the fingerprint, or one of the
+     * other two options that make it a repetition. */
+    if (job->resumed && strcmp(reply->code, wire_code_name(CODE_BAD_REQUEST)) == 0) {
         job->ending = CHANGED;
         return;
     }

@@ -87,7 +87,7 @@ class Result:
 def program(name):
     """A built program by its name."""
     folder = {"hearthd": "daemon", "hearth": "cli", "hearthfs": "fs", "hearth-bench": "bench",
-              "make-model": "bench", "slow-disk": "tests"}[name]
+              "make-model": "bench", "pool-client": "tests", "slow-disk": "tests"}[name]
     path = BUILD / folder / name
     if not path.exists():
         raise Failure(f"{path} is not built")
