@@ -31,7 +31,7 @@ struct sequence;
 
 struct engine_options {
     const struct kernel_table *kernels;
-    uint32_t threads;        /* compute team, the engine thread included; 1: alone */
+    uint32_t threads;        /* compute team, the engine thread included; 1: alone, 0: the CPUs allowed */
     uint64_t kv_budget_bytes; /* all KV pages of all models together */
     bool kv_f32;             /* reference runs; else F16 */
 };

@@ -112,6 +112,7 @@ static void *helper_main(void *userdata)
     struct team *team = helper->team;
     uint32_t seen = 0, now;
 
+    pthread_setname_np(pthread_self(), "hearth-compute");
     while (!atomic_load(&team->stop)) {
         now = atomic_load_explicit(&team->epoch, memory_order_acquire);
         if (now == seen) {
@@ -219,7 +220,8 @@ int team_new(uint32_t threads, struct team **ret_team, struct fault *ret_fault)
     size_t bytes;
     int r = 0;
 
-    threads = MIN(MIN(MAX(threads, 1u), cpus_allowed()), TEAM_MAX_THREADS);
+    threads = threads > 0 ? threads : TEAM_MAX_THREADS;
+    threads = MIN(MIN(threads, cpus_allowed()), TEAM_MAX_THREADS);
     bytes = sizeof(*team) + (threads - 1) * sizeof(team->helpers[0]);
     team = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
     if (!team)

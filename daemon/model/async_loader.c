@@ -274,7 +274,7 @@ struct loader *loader_free(struct loader *loader)
     pthread_cond_broadcast(&loader->wake);
     pthread_mutex_unlock(&loader->lock);
     if (!join_threads(loader))
-        return NULL;
+        return loader;
     pthread_cond_destroy(&loader->wake);
     pthread_mutex_destroy(&loader->lock);
     free(loader);

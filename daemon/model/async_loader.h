@@ -86,7 +86,8 @@ struct loader_options {
 int loader_new(const struct loader_options *options, struct loader **ret_loader,
                struct fault *ret_fault);
 /* Cancels what waits and runs, and waits for the threads, but not for ever. Tasks get their `done`.
- * Returns NULL. */
+ * Returns NULL, or the loader where a thread is still stuck in a read: it lives on, and so must what
+ * its `done` uses. */
 struct loader *loader_free(struct loader *loader);
 void loader_submit(struct loader *loader, struct load_task *task);
 /* Makes a waiting task more urgent. */

@@ -687,6 +687,8 @@ struct registry *registry_free(struct registry *registry)
     if (!registry)
         return NULL;
     registry->loader = loader_free(registry->loader);
+    if (registry->loader)
+        return NULL; /* a thread that is stuck in a read may still come to it */
     if (registry->queue) {
         const struct message *messages;
         size_t n = queue_take(registry->queue, &messages);

@@ -154,13 +154,26 @@ static int take_activated(struct listener *listener, struct fault *ret_fault)
     return 1;
 }
 
+/* Where to listen: as clients look for it, but that a user's own daemon makes its socket in the
+ * user's runtime directory where clients find none yet. */
+static int own_path(const char *path, char ret_path[HEARTH_PATH_BYTES])
+{
+    const char *runtime = getenv("XDG_RUNTIME_DIR");
+    int n;
+
+    if (path || getenv("HEARTH_SOCKET") || geteuid() == 0 || !runtime || runtime[0] != '/')
+        return hearth_socket_path(path, ret_path);
+    n = snprintf(ret_path, HEARTH_PATH_BYTES, "%s/hearth/hearth.sock", runtime);
+    return n < HEARTH_PATH_BYTES ? 0 : -ENAMETOOLONG;
+}
+
 int listener_open(struct listener *ret_listener, const char *path, struct fault *ret_fault)
 {
     struct listener listener = {.main_fd = -1, .status_fd = -1};
     int r = take_activated(&listener, ret_fault);
 
     if (r == 0) {
-        r = hearth_socket_path(path, listener.path);
+        r = own_path(path, listener.path);
         if (r < 0)
             return fault_set(ret_fault, r, "socket path %s is too long", path ? path : "");
         r = make_directory(listener.path, 0755, ret_fault);
