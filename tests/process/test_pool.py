@@ -4,7 +4,7 @@ import re
 import signal
 import subprocess
 
-from lib.harness import expect, test, wait_for
+from lib.harness import BUILD, ROOT, Skip, expect, test, wait_for
 from lib.wire import Client, text_of
 
 CONFIG = "drain_timeout: 100ms\n"
@@ -138,3 +138,18 @@ def idle_connections_of_a_daemon_that_was_restarted_are_replaced(t):
         word, _, failovers, now, _ = story(client)
         expect((word, failovers, now) == ("length", 0, created), f"{word} {failovers} {now}")
     stop(again)
+
+
+@test
+def the_documents_example_runs(t):
+    compiler = t.need_program("cc")
+    text = (ROOT / "docs" / "connection-pooling.md").read_text(encoding="utf-8")
+    source = t.write("story.c", re.search(r"^```c\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[1])
+    archive = BUILD / "lib" / "libhearth.a"
+    if "__tsan" in (symbols := archive.read_bytes().decode("latin-1")) or "__asan" in symbols:
+        raise Skip("the library is built with sanitizers")
+    t.run(compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-I", ROOT / "lib", "-o",
+          t.dir / "story", source, archive, "-lpthread")
+    d = t.daemon()
+    r = t.run(t.dir / "story", env={"HEARTH_SOCKET": str(d.socket)})
+    expect(r.out.splitlines()[-1] == "acquired 3 created 1 reused 2", f"{r}")
