@@ -38,7 +38,7 @@ struct registry {
     uint64_t freeing_bytes;      /* of models whose memory is being given back */
     uint64_t scanned_us;
     struct load_task *scan; /* the look that is under way */
-    bool room_wanted; /* somebody is queued until there is room */
+    bool room_wanted;       /* somebody is queued until there is room */
     bool shutting_down;
 };
 
@@ -204,6 +204,7 @@ static void load_failed(struct registry *registry, struct model_entry *entry, en
 {
     entry->code = code;
     entry->reserved_bytes = 0;
+    entry->again = entry->leaving = false;
     snprintf(entry->error, sizeof(entry->error), "%s", sentence);
     set_state(registry, entry, MODEL_FAILED);
 }
@@ -328,6 +329,11 @@ static bool failure_stands(struct registry *registry, struct model_entry *entry)
     return file_identity_get(entry->path, &now) == 0 && file_identity_equal(&now, &entry->identity);
 }
 
+static bool load_cancelled(const struct load_task *task)
+{
+    return atomic_load(&task->progress.cancel);
+}
+
 int registry_want(struct registry *registry, struct model_entry *entry, enum load_priority priority,
                   bool retry)
 {
@@ -336,6 +342,8 @@ int registry_want(struct registry *registry, struct model_entry *entry, enum loa
     case MODEL_QUEUED:
     case MODEL_LOADING:
     case MODEL_WARMING:
+        entry->leaving = false;
+        entry->again = entry->task && load_cancelled(entry->task);
         if (priority < entry->priority) {
             entry->priority = priority;
             if (entry->task)
@@ -363,13 +371,13 @@ int registry_want(struct registry *registry, struct model_entry *entry, enum loa
 
 static void go_cold(struct registry *registry, struct model_entry *entry)
 {
-    bool again = entry->again;
-
-    entry->again = false;
-    entry->wanted = again && entry->wanted;
+    entry->again = entry->again && !registry->shutting_down;
+    entry->wanted = entry->again && entry->wanted;
     entry->reserved_bytes = 0;
+    /* Whoever waits for it reads in `again` that it comes back. */
     set_state(registry, entry, MODEL_COLD);
-    if (again && !registry->shutting_down) {
+    if (entry->again) {
+        entry->again = false;
         entry->wanted = true;
         registry_want(registry, entry, entry->priority, false);
     } else if (entry->gone && entry_at_rest(entry)) {
@@ -390,6 +398,9 @@ static void load_done(struct registry *registry, struct model_entry *entry, stru
         go_cold(registry, entry);
         return;
     }
+    /* A load that was over before it could be cancelled. */
+    entry->leaving = load_cancelled(task) && !entry->again;
+    entry->again = false;
     if (task->error < 0) {
         load_failed(registry, entry, task->error == -ENOMEM ? CODE_NO_MEMORY : CODE_LOAD_FAILED,
                     task->fault.text);
@@ -433,10 +444,8 @@ void registry_warmed(struct registry *registry, struct model_entry *entry, const
     }
     entry->last_used_us = now_us(registry);
     set_state(registry, entry, MODEL_READY);
-    if (entry->again || registry->shutting_down) { /* unloaded while it was warming */
-        entry->again = false;
+    if (entry->leaving || registry->shutting_down)
         registry_unload(registry, entry);
-    }
 }
 
 void registry_detached(struct registry *registry, struct model_entry *entry)
@@ -454,14 +463,15 @@ void registry_unload(struct registry *registry, struct model_entry *entry)
     switch (entry->state) {
     case MODEL_QUEUED:
     case MODEL_LOADING:
+        entry->again = false;
         if (entry->task)
             loader_cancel(registry->loader, entry->task); /* its `done` makes the model cold */
         else
             go_cold(registry, entry);
         break;
-    case MODEL_WARMING: entry->again = true; break;
+    case MODEL_WARMING: entry->leaving = true; break;
     case MODEL_READY:
-        entry->again = false;
+        entry->again = entry->leaving = false;
         entry->deadline_us = now_us(registry) + registry->options.config->drain_timeout_us;
         set_state(registry, entry, MODEL_DRAINING);
         if (entry->in_use == 0)
@@ -602,6 +612,7 @@ static void check_progress(struct registry *registry, struct model_entry *entry,
     loader_cancel(registry->loader, entry->task);
     entry->task->subject = NULL;
     entry->task = NULL;
+    entry->identity = (struct file_identity){0}; /* the file may be well: it may be tried again */
     load_failed(registry, entry, CODE_LOAD_FAILED, sentence);
 }
 

@@ -43,7 +43,8 @@ struct model_entry {
     enum model_state state;
     bool gone;   /* its file was not there at the last look; goes once it is cold */
     bool wanted; /* `preload` reads 1 */
-    bool again;  /* asked for while draining: queued once it is cold */
+    bool again;  /* asked for while it leaves: queued once it is cold (true in changed(), too) */
+    bool leaving; /* unloaded while warming: drains once it is ready */
     bool pinned;
     enum load_priority priority; /* of the load asked for */
     uint32_t in_use;             /* requests that wait for it or run on it */

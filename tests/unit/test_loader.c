@@ -144,14 +144,17 @@ struct gate {
     bool is_open;
 };
 
-static void wait_at_gate(struct load_task *task)
+static void pass_gate(struct gate *gate)
 {
-    struct gate *gate = task->subject;
-
     pthread_mutex_lock(&gate->lock);
     while (!gate->is_open)
         pthread_cond_wait(&gate->open, &gate->lock);
     pthread_mutex_unlock(&gate->lock);
+}
+
+static void wait_at_gate(struct load_task *task)
+{
+    pass_gate(task->subject);
 }
 
 static void open_gate(struct gate *gate)
@@ -277,11 +280,13 @@ struct house {
     struct metrics *metrics;
     struct registry *registry;
     const struct kernel_table *kernels;
-    uint64_t skew_us; /* added to the time */
+    struct kernel_table gated; /* the same, but packing waits at `packing_gate` */
+    uint64_t skew_us;          /* added to the time */
     struct clock clock;
     char history[1024]; /* "NAME:STATE " of each change */
     uint32_t n_attached, n_expelled, n_lists;
     bool attach_fails, hold_detach;
+    bool again_when_cold; /* the entry's `again` when it last went cold */
     struct model_entry *detaching;
 };
 
@@ -326,6 +331,27 @@ static void on_changed(void *userdata, struct model_entry *entry)
                  model_state_name(entry->state));
     else
         house->n_lists++;
+    if (entry && entry->state == MODEL_COLD)
+        house->again_when_cold = entry->again;
+}
+
+static struct gate packing_gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+static const struct kernel_table *packing_kernels;
+
+static void pack_behind_gate(struct tensor *tensor, uint32_t row_begin, uint32_t n_rows,
+                             const void *rows)
+{
+    pass_gate(&packing_gate);
+    packing_kernels->pack(tensor, row_begin, n_rows, rows);
+}
+
+/* From now on loads get stuck until packing_gate is opened. Before open_registry(). */
+static void hold_loads(struct house *house)
+{
+    packing_kernels = house->kernels;
+    house->gated = *house->kernels;
+    house->gated.pack = pack_behind_gate;
+    house->kernels = &house->gated;
 }
 
 static void add_model(struct house *house, const char *name, uint64_t seed)
@@ -495,6 +521,132 @@ Test(registry, one_wanted_while_it_drains_comes_back)
     house.hold_detach = false;
     until(&house, entry, MODEL_READY);
     cr_assert_not_null(strstr(house.history, "one:draining one:cold one:queued"));
+    cr_assert(house.again_when_cold, "those that wait are not to be sent away");
+    leave_house(&house);
+}
+
+Test(registry, one_wanted_after_its_load_was_cancelled_is_loaded_again)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    hold_loads(&house);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
+    until(&house, entry, MODEL_LOADING);
+    registry_unload(house.registry, entry);
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_INTERACTIVE, false), 1);
+    open_gate(&packing_gate);
+    until(&house, entry, MODEL_READY);
+    leave_house(&house);
+}
+
+Test(registry, a_cancelled_load_ends_cold)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    hold_loads(&house);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    registry_want(house.registry, entry, LOAD_WARM, false);
+    until(&house, entry, MODEL_LOADING);
+    registry_unload(house.registry, entry);
+    registry_want(house.registry, entry, LOAD_INTERACTIVE, false);
+    registry_unload(house.registry, entry); /* the last word counts */
+    open_gate(&packing_gate);
+    until(&house, entry, MODEL_COLD);
+    cr_assert_not(house.again_when_cold);
+    cr_assert_eq(registry_loaded_bytes(house.registry), 0);
+    leave_house(&house);
+}
+
+Test(registry, a_load_without_progress_is_given_up_and_may_be_tried_again)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    hold_loads(&house);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    registry_want(house.registry, entry, LOAD_WARM, false);
+    until(&house, entry, MODEL_LOADING);
+    usleep(20000); /* what is read before the first tensor counts as progress */
+    registry_tick(house.registry);
+    house.skew_us += house.config->loading.timeout_us - 1000000;
+    registry_tick(house.registry);
+    cr_assert_eq(entry->state, MODEL_LOADING, "it has a second left");
+    for (int i = 0; i < 3 && entry->state == MODEL_LOADING; i++) {
+        house.skew_us += house.config->loading.timeout_us;
+        registry_tick(house.registry);
+    }
+    cr_assert_eq(entry->state, MODEL_FAILED);
+    cr_assert_eq(entry->code, CODE_LOAD_FAILED);
+    cr_assert_not_null(strstr(entry->error, "one.gguf has made no progress for 120 s"), "%s",
+                       entry->error);
+    open_gate(&packing_gate);
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
+    until(&house, entry, MODEL_READY);
+    leave_house(&house);
+}
+
+Test(registry, one_unloaded_while_it_warms_leaves_unless_somebody_wants_it)
+{
+    for (int wanted = 0; wanted < 2; wanted++) {
+        struct house house;
+        struct model_entry *entry;
+
+        build_house(&house);
+        add_model(&house, "one", 1);
+        open_registry(&house, 1u << 30);
+        entry = registry_find(house.registry, "one");
+        registry_want(house.registry, entry, LOAD_WARM, false);
+        for (int ms = 0; ms < WAIT_MS && entry->state != MODEL_WARMING; ms++) {
+            usleep(1000);
+            registry_dispatch(house.registry);
+        }
+        cr_assert_eq(entry->state, MODEL_WARMING);
+        registry_unload(house.registry, entry);
+        if (wanted)
+            registry_want(house.registry, entry, LOAD_INTERACTIVE, false);
+        registry_warmed(house.registry, entry, NULL);
+        cr_assert_eq(entry->state, wanted ? MODEL_READY : MODEL_DRAINING);
+        registry_unload(house.registry, entry);
+        until(&house, entry, MODEL_COLD);
+        leave_house(&house);
+    }
+}
+
+Test(registry, shutting_down_ends_every_state)
+{
+    struct house house;
+    struct model_entry *ready, *loading;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    add_model(&house, "two", 2);
+    hold_loads(&house);
+    open_gate(&packing_gate);
+    open_registry(&house, 1u << 30);
+    ready = registry_find(house.registry, "one");
+    loading = registry_find(house.registry, "two");
+    registry_want(house.registry, ready, LOAD_WARM, false);
+    until(&house, ready, MODEL_READY);
+    packing_gate.is_open = false; /* nobody is at it */
+    registry_want(house.registry, loading, LOAD_WARM, false);
+    until(&house, loading, MODEL_LOADING);
+    cr_assert_not(registry_shut_down(house.registry));
+    open_gate(&packing_gate);
+    until(&house, ready, MODEL_COLD);
+    until(&house, loading, MODEL_COLD);
+    cr_assert(registry_shut_down(house.registry));
     leave_house(&house);
 }
 
@@ -565,7 +717,7 @@ Test(registry, the_least_recently_used_makes_room)
     until(&house, a, MODEL_READY);
     registry_want(house.registry, b, LOAD_WARM, false);
     until(&house, b, MODEL_READY);
-    house.skew_us += 10; /* all of this may happen within a microsecond */
+    house.skew_us += 10;                /* all of this may happen within a microsecond */
     registry_use(house.registry, a, 1); /* a is the newer one now */
     registry_unuse(house.registry, a);
     registry_want(house.registry, c, LOAD_INTERACTIVE, false);
