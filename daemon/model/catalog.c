@@ -51,9 +51,11 @@ static int add(struct catalog *catalog, const char *name, char *path,
                const struct config_model *config)
 {
     const struct catalog_item *first = find(catalog, name);
+    /* A place is kept for the built-in model, which comes last. */
+    size_t most = path ? CATALOG_MAX_MODELS - 1 : CATALOG_MAX_MODELS;
     struct catalog_item *items;
 
-    if (first || catalog->n_items == CATALOG_MAX_MODELS) {
+    if (first || catalog->n_items == most) {
         if (first)
             note(catalog, "%s is left out: the name %s is taken by %s", path ? path : "built-in",
                  name, first->path ? first->path : "the built-in model");
