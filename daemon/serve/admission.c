@@ -362,8 +362,9 @@ bool admission_hold_input(struct admission *admission, struct account_entry *acc
 {
     const struct config *config = admission->config;
 
-    if (admission->input_bytes + bytes > config->limits.input_bytes ||
-        account->input_bytes + bytes > config->limits.input_bytes_per_uid)
+    /* What is held is within the limits, so that neither difference runs below zero. */
+    if (bytes > config->limits.input_bytes - admission->input_bytes ||
+        bytes > config->limits.input_bytes_per_uid - account->input_bytes)
         return false;
     admission->input_bytes += bytes;
     account->input_bytes += bytes;
