@@ -30,6 +30,7 @@ struct entry {
     uint64_t answered_us; /* when it last proved to be alive */
     uint64_t looked_us;   /* when maintain last took it out */
     uint64_t pings;       /* of what was sent on it */
+    uint64_t sent;        /* on it, when it was last given back */
     bool pinging, pong;
     TAILQ_ENTRY(entry) link;
 };
@@ -57,6 +58,8 @@ struct hearth_pool {
     struct entries idle;    /* front: used last */
     uint32_t n_idle;
     uint32_t open; /* idle, out, and being connected */
+    /* Before these times no idle one is past its time, or due for a ping: nobody walks the list. */
+    uint64_t expiry_us, due_us;
     struct hearth_pool_stats stats;
     struct fault message; /* why the last acquisition failed */
 };
@@ -145,9 +148,9 @@ static uint32_t entries_look(const struct hearth_pool *pool, struct entries *ent
     uint64_t now = client_now_us(), deadline_us = now + pool->options.health_timeout_us;
     uint32_t passed = 0, failed = 0;
     struct entry *entry, *next;
-    TAILQ_FOREACH(entry, entries, link)
-    if (entry_due(pool, entry, now))
-        entry_ping(entry);
+    for (entry = TAILQ_FIRST(entries); entry; entry = TAILQ_NEXT(entry, link))
+        if (entry_due(pool, entry, now))
+            entry_ping(entry);
     for (entry = TAILQ_FIRST(entries); entry; entry = next) {
         bool due = entry_due(pool, entry, now);
         bool good = due ? entry_await_pong(entry, deadline_us) : entry_look(entry);
@@ -186,17 +189,40 @@ static bool entry_too_idle(const struct hearth_pool *pool, const struct entry *e
            pool->open > pool->options.min_connections;
 }
 
+/* `since` and `limit_us` later; UINT64_MAX where there is no limit. */
+static uint64_t later(uint64_t since, uint64_t limit_us)
+{
+    uint64_t then;
+    return limit_us == 0 || __builtin_add_overflow(since, limit_us, &then) ? UINT64_MAX : then;
+}
+
+/* When the idle entry is past its time. One that the minimum keeps beyond it is looked at again
+ * after a part of that time. */
+static uint64_t entry_expiry(const struct hearth_pool *pool, const struct entry *entry,
+                             uint64_t now)
+{
+    const struct hearth_pool_options *o = &pool->options;
+    uint64_t aged_us = later(entry->created_us, o->max_age_us);
+    uint64_t idle_us = later(entry->idle_since_us, o->idle_timeout_us);
+    return MIN(aged_us, MAX(idle_us, later(now, o->idle_timeout_us / 16 + 1)));
+}
+
 /* Moves the idle connections that are past their time, the coldest first, to `expired`: the caller
  * closes them once the lock is given back. */
 static void take_expired(struct hearth_pool *pool, struct entries *expired)
 {
     uint64_t now = client_now_us();
+    if (now < pool->expiry_us)
+        return;
     struct entry *entry, *next;
+    pool->expiry_us = UINT64_MAX;
     for (entry = TAILQ_LAST(&pool->idle, entries); entry; entry = next) {
         next = TAILQ_PREV(entry, entries, link);
         bool aged = entry_aged(pool, entry, now);
-        if (!aged && !entry_too_idle(pool, entry, now))
+        if (!aged && !entry_too_idle(pool, entry, now)) {
+            pool->expiry_us = MIN(pool->expiry_us, entry_expiry(pool, entry, now));
             continue;
+        }
         pool->stats.closed_aged += aged;
         pool->stats.closed_idle += !aged;
         TAILQ_REMOVE(&pool->idle, entry, link);
@@ -246,6 +272,8 @@ static void give_entry(struct hearth_pool *pool, struct entry *entry, bool warm)
     else
         TAILQ_INSERT_TAIL(&pool->idle, entry, link);
     pool->n_idle++;
+    pool->expiry_us = MIN(pool->expiry_us, entry_expiry(pool, entry, entry->idle_since_us));
+    pool->due_us = MIN(pool->due_us, later(entry->answered_us, pool->options.health_every_us));
 }
 
 /* Waits in line. 0 with what was granted, or -ETIMEDOUT. */
@@ -370,21 +398,43 @@ int hearth_pool_acquire(struct hearth_pool *pool, uint64_t timeout_us, struct he
     return 0;
 }
 
-/* Takes out idle connections that nobody has looked at since `before`, the coldest first; those
- * that are due for a ping alone where `due` is set. */
-static void take_to_look(struct hearth_pool *pool, uint64_t before, bool due, uint32_t most,
-                         struct entries *looked)
+static void take_out(struct hearth_pool *pool, struct entry *entry, struct entries *looked)
+{
+    TAILQ_REMOVE(&pool->idle, entry, link);
+    TAILQ_INSERT_TAIL(looked, entry, link);
+    pool->n_idle--;
+}
+
+/* Takes out an idle connection that is due for a ping, the coldest. */
+static void take_due(struct hearth_pool *pool, uint64_t now, struct entries *looked)
+{
+    if (now < pool->due_us)
+        return;
+    struct entry *entry;
+    uint64_t due_us = UINT64_MAX;
+    for (entry = TAILQ_LAST(&pool->idle, entries); entry;
+         entry = TAILQ_PREV(entry, entries, link)) {
+        if (entry_due(pool, entry, now)) {
+            take_out(pool, entry, looked);
+            return; /* the next may be due as well */
+        }
+        due_us = MIN(due_us, later(entry->answered_us, pool->options.health_every_us));
+    }
+    pool->due_us = due_us;
+}
+
+/* Takes out idle connections that nobody has looked at since `before`, the coldest first. */
+static void take_unseen(struct hearth_pool *pool, uint64_t before, struct entries *looked)
 {
     struct entry *entry, *next;
-    for (entry = TAILQ_LAST(&pool->idle, entries); entry && most > 0; entry = next) {
+    uint32_t n = 0;
+    for (entry = TAILQ_LAST(&pool->idle, entries); entry && n < LOOK_BATCH; entry = next) {
         next = TAILQ_PREV(entry, entries, link);
-        if (entry->looked_us >= before || (due && !entry_due(pool, entry, before)))
+        if (entry->looked_us >= before)
             continue;
         entry->looked_us = before;
-        TAILQ_REMOVE(&pool->idle, entry, link);
-        TAILQ_INSERT_TAIL(looked, entry, link);
-        pool->n_idle--;
-        most--;
+        take_out(pool, entry, looked);
+        n++;
     }
 }
 
@@ -396,28 +446,24 @@ static void put_looked(struct hearth_pool *pool, struct entries *looked, struct 
         TAILQ_REMOVE(looked, entry, link);
         give_entry(pool, entry, false);
     }
-    TAILQ_FOREACH(entry, bad, link)
-    {
+    for (entry = TAILQ_FIRST(bad); entry; entry = TAILQ_NEXT(entry, link)) {
         pool->stats.closed_broken++;
         give_place(pool);
     }
 }
 
-/* Looks at up to `most` idle connections; whether there may be more. */
-static bool look(struct hearth_pool *pool, uint64_t before, bool due, uint32_t most)
+/* Looks at what was taken out; false where that is nothing. */
+static bool look(struct hearth_pool *pool, struct entries *looked)
 {
-    struct entries looked = TAILQ_HEAD_INITIALIZER(looked), bad = TAILQ_HEAD_INITIALIZER(bad);
+    struct entries bad = TAILQ_HEAD_INITIALIZER(bad);
     uint32_t failed, passed;
-    pthread_mutex_lock(&pool->lock);
-    take_to_look(pool, before, due, most, &looked);
-    pthread_mutex_unlock(&pool->lock);
-    if (TAILQ_EMPTY(&looked))
+    if (TAILQ_EMPTY(looked))
         return false;
-    passed = entries_look(pool, &looked, &bad, &failed);
+    passed = entries_look(pool, looked, &bad, &failed);
     pthread_mutex_lock(&pool->lock);
     pool->stats.health_passed += passed;
     pool->stats.health_failed += failed;
-    put_looked(pool, &looked, &bad);
+    put_looked(pool, looked, &bad);
     pthread_mutex_unlock(&pool->lock);
     entries_close(&bad);
     return true;
@@ -429,12 +475,16 @@ void hearth_pool_release(struct hearth_pool *pool, struct hearth *h)
         return;
     struct entry *entry = h->pool_entry;
     struct entries expired = TAILQ_HEAD_INITIALIZER(expired);
+    struct entries looked = TAILQ_HEAD_INITIALIZER(looked);
     bool good = client_is_reusable(h);
     uint64_t now = client_now_us();
     pthread_mutex_lock(&pool->lock);
     bool aged = good && entry_aged(pool, entry, now);
     if (good && !aged) {
-        entry->idle_since_us = entry->answered_us = now;
+        entry->idle_since_us = now;
+        if (entry->sent != hearth_requests_sent(h))
+            entry->answered_us = now; /* all of them, or it would not be good */
+        entry->sent = hearth_requests_sent(h);
         give_entry(pool, entry, true);
     } else {
         pool->stats.closed_aged += aged;
@@ -442,24 +492,29 @@ void hearth_pool_release(struct hearth_pool *pool, struct hearth *h)
         give_place(pool);
     }
     take_expired(pool, &expired);
+    take_due(pool, now, &looked);
     pthread_mutex_unlock(&pool->lock);
     if (!good || aged)
         entry_free(entry);
     entries_close(&expired);
-    look(pool, now, true, 1);
+    look(pool, &looked);
 }
 
 void hearth_pool_maintain(struct hearth_pool *pool)
 {
     struct entries expired = TAILQ_HEAD_INITIALIZER(expired);
+    struct entries looked = TAILQ_HEAD_INITIALIZER(looked);
     uint64_t now = client_now_us();
     pthread_mutex_lock(&pool->lock);
     take_expired(pool, &expired);
     pthread_mutex_unlock(&pool->lock);
     entries_close(&expired);
     /* Ends: each connection is looked at once, and at most POOL_MAX_CONNECTIONS are open. */
-    while (look(pool, now, false, LOOK_BATCH))
-        ;
+    do {
+        pthread_mutex_lock(&pool->lock);
+        take_unseen(pool, now, &looked);
+        pthread_mutex_unlock(&pool->lock);
+    } while (look(pool, &looked));
 }
 
 /* ---- what it says about itself ---- */

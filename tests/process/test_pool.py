@@ -1,6 +1,7 @@
 """The pool of libhearth over daemons that end and come back."""
 import os
 import re
+import resource
 import signal
 import subprocess
 
@@ -140,16 +141,49 @@ def idle_connections_of_a_daemon_that_was_restarted_are_replaced(t):
     stop(again)
 
 
+def need_plain_build():
+    symbols = (BUILD / "lib" / "libhearth.a").read_bytes()
+    if any(word in symbols for word in (b"__asan", b"__tsan", b"__gcov")):
+        raise Skip("the build is instrumented")
+
+
 @test
 def the_documents_example_runs(t):
     compiler = t.need_program("cc")
     text = (ROOT / "docs" / "connection-pooling.md").read_text(encoding="utf-8")
     source = t.write("story.c", re.search(r"^```c\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[1])
-    archive = BUILD / "lib" / "libhearth.a"
-    if "__tsan" in (symbols := archive.read_bytes().decode("latin-1")) or "__asan" in symbols:
-        raise Skip("the library is built with sanitizers")
+    need_plain_build()
     t.run(compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-I", ROOT / "lib", "-o",
-          t.dir / "story", source, archive, "-lpthread")
+          t.dir / "story", source, BUILD / "lib" / "libhearth.a", "-lpthread")
     d = t.daemon()
     r = t.run(t.dir / "story", env={"HEARTH_SOCKET": str(d.socket)})
     expect(r.out.splitlines()[-1] == "acquired 3 created 1 reused 2", f"{r}")
+
+
+@test
+def a_thousand_idle_connections_cost_little(t):
+    need_plain_build()  # sanitizers have memory of their own
+    d = t.daemon()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1100:
+        raise Skip(f"a process may have only {hard} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    def used_once():
+        c = d.client()
+        c.ask("NULL")
+        return c
+
+    def anonymous_bytes():
+        with open(f"/proc/{d.pid}/status", encoding="ascii") as file:
+            return int(re.search(r"RssAnon:\s+(\d+) kB", file.read())[1]) * 1024
+
+    clients = [used_once()]
+    before = anonymous_bytes()
+    clients += [used_once() for _ in range(999)]
+    each = (anonymous_bytes() - before) / 999
+    expect(each <= 2048, f"{each:.0f} bytes a connection")
+    for c in clients:
+        c.close()
+    wait_for(lambda: d.metric("connections") <= 1, "all of them to be closed")
+    d.alive()
