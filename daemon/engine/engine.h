@@ -31,9 +31,9 @@ struct sequence;
 
 struct engine_options {
     const struct kernel_table *kernels;
-    uint32_t threads;        /* compute team, the engine thread included; 1: alone, 0: the CPUs allowed */
+    uint32_t threads; /* compute team, the engine thread included; 1: alone, 0: the CPUs allowed */
     uint64_t kv_budget_bytes; /* all KV pages of all models together */
-    bool kv_f32;             /* reference runs; else F16 */
+    bool kv_f32;              /* reference runs; else F16 */
 };
 
 int engine_new(const struct engine_options *options, struct engine **ret_engine,
@@ -49,7 +49,7 @@ uint32_t engine_threads(const struct engine *engine);
 struct model_progress {
     _Atomic uint64_t done_bytes;  /* of the file's tensor data */
     _Atomic uint64_t total_bytes; /* known after the header */
-    _Atomic bool cancel;          /* asks the load to end with -ECANCELED, between tensors' pieces */
+    _Atomic bool cancel; /* asks the load to end with -ECANCELED, between tensors' pieces */
     /* Called now and then by the loading thread between pieces of work (pacing); may be NULL. */
     void (*pause)(void *userdata);
     void *pause_userdata;
@@ -62,11 +62,11 @@ struct model_load_options {
 
 struct model_info {
     char architecture[32];
-    char name[128];       /* general.name, cleaned for display */
-    char types[64];       /* types of the matrices by bytes: "Q4_K Q6_K F32" */
+    char name[128]; /* general.name, cleaned for display */
+    char types[64]; /* types of the matrices by bytes: "Q4_K Q6_K F32" */
     uint32_t n_vocab, n_embd, n_layers, n_heads, n_kv_heads, head_dim, n_ff;
     uint32_t context_tokens;
-    uint32_t n_matrices;     /* as packed (some are fused): what a step passes over */
+    uint32_t n_matrices; /* as packed (some are fused): what a step passes over */
     uint64_t n_params;
     uint64_t weight_bytes;   /* memory of packed weights */
     uint64_t other_bytes;    /* tokenizer, tables */
@@ -82,20 +82,60 @@ struct model *model_free(struct model *model);
 const struct model_info *model_info(const struct model *model);
 const struct tokenizer *model_tokenizer(const struct model *model);
 
+/* Gives back the prefixes kept of a model without sequences (engine thread). */
+void engine_forget_prefixes(struct engine *engine, struct model *model);
+
 /* ---- sequences ---- */
 
 /* A new, empty sequence with KV pages reserved for `reserve_tokens` positions (capped at the
- * context). -EAGAIN: not now, pages are out; -ENOSPC: the whole budget would not do; -ENOMEM;
+ * context); unused prefixes give way. -EAGAIN: not now, pages are out; -ENOSPC: the whole budget
+ * would not do; -ENOMEM;
  * -EINVAL: the model was loaded for other kernels, or has sequences in another engine. */
 int sequence_new(struct engine *engine, struct model *model, uint32_t reserve_tokens,
                  struct sequence **ret_sequence);
-/* Gives the pages back. Returns NULL. */
+/* How a sequence begins that shares what it has in common with others of its owner. */
+struct sequence_start {
+    uint32_t reserve_tokens; /* as for sequence_new() */
+    uint32_t most_tokens;    /* it may grow to: -ENOSPC when the whole budget would not do */
+    bool share;              /* look for the ids' prefix, and let others have what it computes */
+    uint32_t owner;          /* with whom it shares: a uid, or one number for all */
+    const int32_t *ids;      /* what it will be fed first, not longer than the reservation; only
+                                read in the call */
+    uint32_t n_ids;
+};
+
+/* A tile that another sequence is computing. */
+struct prefix_wait {
+    const struct sequence *maker;
+    uint64_t serial; /* of its use as that sequence */
+    uint32_t tile;
+};
+
+/* As sequence_new(). With `share` the longest prefix of the ids that is there, in whole tiles and
+ * without the last id, is the new sequence's already: sequence_length() says how far. -EBUSY:
+ * another sequence is computing a tile that this one could have; *ret_wait tells which. */
+int sequence_begin(struct engine *engine, struct model *model, const struct sequence_start *start,
+                   struct sequence **ret_sequence, struct prefix_wait *ret_wait);
+/* The tile is there, or never will be: sequence_begin() has something new to say. While the model
+ * lives. */
+bool prefix_wait_over(const struct prefix_wait *wait);
+/* Pages for n_tokens positions in all (capped at the context). -EAGAIN, -ENOSPC, -ENOMEM: it is
+ * as it was. */
+int sequence_reserve(struct sequence *sequence, uint32_t n_tokens);
+/* Positions it has pages for, at most the context; and their bytes, shared ones included. */
+uint32_t sequence_room(const struct sequence *sequence);
+uint64_t sequence_bytes(const struct sequence *sequence);
+/* Gives the pages back; what others computed or could use stays while nobody needs the memory.
+ * `ids`: those of all its positions; only read when it shares. Returns NULL. */
+struct sequence *sequence_retire(struct sequence *sequence, const int32_t *ids);
+/* Gives the pages back (those of its prompt stay as in sequence_retire()). Returns NULL. */
 struct sequence *sequence_free(struct sequence *sequence);
 /* Positions stored so far. */
 uint32_t sequence_length(const struct sequence *sequence);
 
 struct engine_kv_stats {
     uint64_t budget_bytes, used_bytes; /* used: reserved by sequences */
+    uint64_t prefix_bytes;             /* kept prefixes that no sequence uses */
     uint64_t sequences;
 };
 void engine_kv_stats(const struct engine *engine, struct engine_kv_stats *ret_stats);

@@ -202,12 +202,16 @@ static void page_give(struct kv_space *space, void *memory)
         run_give(space, run);
 }
 
+uint64_t kv_space_most(const struct kv_space *space)
+{
+    return (uint64_t)(space->pool->n_slabs / space->slabs_per_run) * space->pages_per_run;
+}
+
 int kv_take(struct kv_space *space, uint32_t n, void **ret_pages)
 {
     struct kv_pool *pool = space->pool;
-    uint64_t most = (uint64_t)(pool->n_slabs / space->slabs_per_run) * space->pages_per_run;
 
-    if (n > most)
+    if (n > kv_space_most(space))
         return -ENOSPC;
     for (uint32_t i = 0; i < n; i++) {
         if (space->open == KV_NONE && run_take(space) < 0) {

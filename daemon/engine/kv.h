@@ -41,6 +41,8 @@ struct kv_space {
 
 /* page_bytes: a multiple of 64, at least 64. Holds no slab until pages are taken. */
 void kv_space_init(struct kv_space *space, struct kv_pool *pool, size_t page_bytes);
+/* Pages that the whole pool would give it. */
+uint64_t kv_space_most(const struct kv_space *space);
 /* Takes n pages, all or none. -ENOSPC: the whole pool would not do; -EAGAIN: not now. */
 int kv_take(struct kv_space *space, uint32_t n, void **ret_pages);
 void kv_give(struct kv_space *space, uint32_t n, void *const *pages);

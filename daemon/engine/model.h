@@ -9,6 +9,7 @@
 #include "daemon/engine/arch.h"
 #include "daemon/engine/engine.h"
 #include "daemon/engine/kv.h"
+#include "daemon/engine/prefix.h"
 #include "daemon/engine/step.h"
 #include "daemon/engine/team.h"
 
@@ -17,6 +18,8 @@ struct engine {
     struct kv_pool *pool;
     struct team *team;
     uint64_t n_sequences;
+    uint64_t n_begun; /* sequences so far */
+    struct prefix_cache prefixes;
     /* one block of attention scratch a thread, grown as contexts ask for it */
     uint8_t *scratch;
     size_t scratch_bytes; /* of one thread */
@@ -27,9 +30,15 @@ struct sequence {
     struct model *model;
     struct sequence *next_idle;
     uint32_t length, reserved_tokens;
-    uint32_t n_tiles; /* of its reservation; pages[layer * n_tiles + tile] */
-    uint32_t n_pages, n_pages_room;
+    uint32_t n_tiles;     /* of its reservation */
+    uint32_t tile_stride; /* pages[layer * tile_stride + tile] */
     void **pages;
+    uint64_t serial; /* the engine's count when it began; 0: idle */
+    bool shares;
+    uint32_t owner;
+    struct prefix *prefix;  /* the last of its first n_shared tiles, which it only uses */
+    uint32_t n_shared;      /* the others' pages are its own */
+    uint32_t n_shared_done; /* of these, computed */
     bool in_step;
     uint32_t pooled_length; /* positions that `pooled` sums */
     float *pooled;          /* n_embd; NULL until ROW_POOLED was asked of it */
@@ -57,6 +66,7 @@ struct model {
     /* the engine thread's */
     struct engine *engine; /* that has sequences of it */
     uint32_t n_sequences;
+    uint32_t n_prefixes;   /* kept of it */
     struct sequence *idle; /* freed ones, without pages */
     struct kv_shape kv_shape;
     struct kv_space kv;
@@ -71,6 +81,9 @@ static inline const float *rope_cosines(const struct model *model, uint32_t posi
 {
     return model->rope.values + (size_t)position * model->hparams.n_rot;
 }
+
+/* Lets others have the tiles of its prompt that are computed now. */
+void sequence_publish(struct sequence *sequence);
 
 /* Frees what the engine thread kept with the model; no sequence may be left. */
 void model_drop_sequences(struct model *model);

@@ -153,7 +153,7 @@ void step_project_qkv(struct step *step, const struct layer_weights *layer)
 /* This layer's pages of a sequence. */
 static void *const *pages_of(const struct sequence *sequence, uint32_t layer)
 {
-    return sequence->pages + (size_t)layer * sequence->n_tiles;
+    return sequence->pages + (size_t)layer * sequence->tile_stride;
 }
 
 void step_rotate_and_store(struct step *step, uint32_t layer)
@@ -517,6 +517,8 @@ void engine_step_end(struct engine *engine, struct model *model)
 
         sequence->length += row->n_tokens;
         sequence->in_step = false;
+        if (sequence->n_shared_done < sequence->n_shared)
+            sequence_publish(sequence);
         row->ret_values = NULL;
         if (row->wants == ROW_LOGITS)
             row->ret_values = step->logits + step->logits_stride * n_logits++;

@@ -519,6 +519,291 @@ Test(engine, columns_and_rows_of_a_step_are_bounded)
     bed_done(&bed);
 }
 
+/* ---- prefixes ---- */
+
+#define LONG_TEXT 72u
+
+static void prefix_bed(struct bed *bed)
+{
+    struct model_plan plan = tiny_model_plan();
+
+    plan.context = 1024;
+    bed_make(bed, test_kernels("scalar"), &plan, 1);
+}
+
+static int begin_text(struct bed *bed, uint32_t owner, const int32_t *ids, uint32_t n,
+                      struct sequence **ret_sequence, struct prefix_wait *ret_wait)
+{
+    struct sequence_start start = {
+        .reserve_tokens = n, .share = true, .owner = owner, .ids = ids, .n_ids = n};
+
+    return sequence_begin(bed->engine, bed->model, &start, ret_sequence, ret_wait);
+}
+
+static struct sequence *begin_shared(struct bed *bed, uint32_t owner, const int32_t *ids,
+                                     uint32_t n)
+{
+    struct sequence *sequence = NULL;
+    struct prefix_wait wait;
+
+    cr_assert_eq(begin_text(bed, owner, ids, n, &sequence, &wait), 0);
+    return sequence;
+}
+
+/* Feeds what the sequence does not have; a copy of the logits after the last. */
+static float *finish_text(struct bed *bed, struct sequence *sequence, const int32_t *ids,
+                          uint32_t n, uint32_t chunk)
+{
+    uint32_t have = sequence_length(sequence);
+    float *copy = malloc(bed->n_vocab * sizeof(*copy));
+
+    memcpy(copy, test_feed(bed->engine, bed->model, sequence, ids + have, n - have, chunk),
+           bed->n_vocab * sizeof(*copy));
+    return copy;
+}
+
+static uint64_t prefix_bytes(const struct bed *bed)
+{
+    struct engine_kv_stats kv;
+
+    engine_kv_stats(bed->engine, &kv);
+    return kv.prefix_bytes;
+}
+
+/* Every length around the tiles: the logits after a hit are those of a text computed whole, and all
+ * but the last id's tile is a hit. */
+Test(engine, a_kept_prefix_gives_the_same_logits)
+{
+    int32_t ids[LONG_TEXT];
+    struct bed bed;
+
+    prefix_bed(&bed);
+    fill_ids(ids, LONG_TEXT, 3, bed.n_vocab);
+    for (uint32_t n = 1; n <= LONG_TEXT; n++) {
+        struct sequence *sequence = test_sequence(bed.engine, bed.model, n);
+        float *alone = finish_text(&bed, sequence, ids, n, n), *shared;
+
+        sequence_free(sequence);
+        for (uint32_t time = 0; time < 2; time++) {
+            sequence = begin_shared(&bed, 7, ids, n);
+            if (time == 1)
+                cr_expect_eq(sequence_length(sequence), (n - 1) / KV_TILE * KV_TILE);
+            shared = finish_text(&bed, sequence, ids, n, 5);
+            cr_expect_eq(memcmp(alone, shared, bed.n_vocab * sizeof(*alone)), 0, "%u ids", n);
+            free(shared);
+            sequence_retire(sequence, ids);
+        }
+        free(alone);
+    }
+    bed_done(&bed);
+}
+
+/* Texts that part in the middle of a tile share the tiles before it. */
+Test(engine, texts_that_part_share_what_comes_before)
+{
+    int32_t ids[LONG_TEXT], other[LONG_TEXT];
+    struct sequence *sequence;
+    float *alone, *shared;
+    struct bed bed;
+
+    prefix_bed(&bed);
+    fill_ids(ids, LONG_TEXT, 3, bed.n_vocab);
+    memcpy(other, ids, sizeof(other));
+    other[40] = (other[40] + 1) % (int32_t)bed.n_vocab;
+    sequence = test_sequence(bed.engine, bed.model, LONG_TEXT);
+    alone = finish_text(&bed, sequence, other, LONG_TEXT, LONG_TEXT);
+    sequence_free(sequence);
+    sequence = begin_shared(&bed, 7, ids, LONG_TEXT);
+    free(finish_text(&bed, sequence, ids, LONG_TEXT, LONG_TEXT));
+    /* while the first still lives */
+    struct sequence *second = begin_shared(&bed, 7, other, LONG_TEXT);
+    cr_expect_eq(sequence_length(second), 32);
+    shared = finish_text(&bed, second, other, LONG_TEXT, 16);
+    cr_expect_eq(memcmp(alone, shared, bed.n_vocab * sizeof(*alone)), 0);
+    sequence_retire(sequence, ids);
+    sequence_retire(second, other);
+    free(alone);
+    free(shared);
+    bed_done(&bed);
+}
+
+/* What was generated is a prefix too: the next turn of a chat finds it. */
+Test(engine, the_whole_of_an_ended_text_is_kept)
+{
+    int32_t ids[LONG_TEXT];
+    struct sequence *sequence;
+    struct bed bed;
+
+    prefix_bed(&bed);
+    fill_ids(ids, LONG_TEXT, 3, bed.n_vocab);
+    sequence = begin_shared(&bed, 7, ids, 10);
+    cr_expect_eq(sequence_reserve(sequence, 50), 0);
+    free(finish_text(&bed, sequence, ids, 50, 1));
+    sequence_retire(sequence, ids);
+    sequence = begin_shared(&bed, 7, ids, LONG_TEXT);
+    cr_expect_eq(sequence_length(sequence), 48);
+    sequence_free(sequence);
+    bed_done(&bed);
+}
+
+Test(engine, owners_do_not_see_each_others_prefixes)
+{
+    int32_t ids[LONG_TEXT];
+    struct sequence *sequence;
+    struct bed bed;
+
+    prefix_bed(&bed);
+    fill_ids(ids, LONG_TEXT, 3, bed.n_vocab);
+    sequence = begin_shared(&bed, 7, ids, LONG_TEXT);
+    free(finish_text(&bed, sequence, ids, LONG_TEXT, LONG_TEXT));
+    sequence_retire(sequence, ids);
+    sequence = begin_shared(&bed, 8, ids, LONG_TEXT);
+    cr_expect_eq(sequence_length(sequence), 0);
+    sequence_free(sequence);
+    sequence = begin_shared(&bed, 7, ids, LONG_TEXT);
+    cr_expect_eq(sequence_length(sequence), 64);
+    sequence_free(sequence);
+    bed_done(&bed);
+}
+
+/* Of two that begin alike the second is told to wait, tile by tile, until the first has computed
+ * it or is gone. */
+Test(engine, a_prefix_in_the_making_is_waited_for)
+{
+    struct sequence *maker, *second = NULL;
+    struct prefix_wait wait, far;
+    int32_t ids[LONG_TEXT], near[LONG_TEXT];
+    struct step_row row;
+    struct bed bed;
+
+    prefix_bed(&bed);
+    fill_ids(ids, LONG_TEXT, 3, bed.n_vocab);
+    memcpy(near, ids, sizeof(near));
+    near[20] = (near[20] + 1) % (int32_t)bed.n_vocab;
+    maker = begin_shared(&bed, 7, ids, LONG_TEXT);
+    cr_expect_eq(begin_text(&bed, 7, near, LONG_TEXT, &second, &wait), -EBUSY);
+    cr_expect_eq(begin_text(&bed, 7, ids, LONG_TEXT, &second, &far), -EBUSY);
+    cr_expect_not(prefix_wait_over(&wait));
+    row = (struct step_row){.sequence = maker, .tokens = ids, .n_tokens = 17};
+    test_step(bed.engine, bed.model, &row, 1);
+    cr_expect(prefix_wait_over(&wait));
+    cr_expect_not(prefix_wait_over(&far));
+    cr_assert_eq(begin_text(&bed, 7, near, LONG_TEXT, &second, &wait), 0);
+    cr_expect_eq(sequence_length(second), 16);
+    maker = sequence_free(maker);
+    cr_expect(prefix_wait_over(&far));
+    sequence_free(second);
+    second = begin_shared(&bed, 7, ids, LONG_TEXT);
+    cr_expect_eq(sequence_length(second), 16);
+    sequence_free(second);
+    bed_done(&bed);
+}
+
+/* Prefixes fill what is left of the budget and give way, the one longest unused first, and never
+ * its end after its beginning. */
+Test(engine, unused_prefixes_give_way)
+{
+    struct engine_options options = {.threads = 1, .kv_budget_bytes = 2 << 20};
+    struct engine_kv_stats kv;
+    struct sequence *sequence, *all[64] = {0};
+    int32_t ids[4 * KV_TILE];
+    uint32_t n_kept = 0, n = ELEMENTSOF(ids), most;
+    struct bed bed;
+
+    prefix_bed(&bed);
+    engine_free(bed.engine);
+    options.kernels = bed.kernels;
+    cr_assert_eq(engine_new(&options, &bed.engine, NULL), 0);
+    for (uint32_t text = 0; text < 1000; text++) {
+        fill_ids(ids, n, text, bed.n_vocab);
+        sequence = begin_shared(&bed, 7, ids, n);
+        cr_expect_eq(sequence_length(sequence), 0);
+        free(finish_text(&bed, sequence, ids, n, n));
+        sequence_retire(sequence, ids);
+    }
+    engine_kv_stats(bed.engine, &kv);
+    cr_expect_eq(kv.used_bytes, 0);
+    cr_expect_gt(kv.prefix_bytes, kv.budget_bytes / 2);
+    most = (uint32_t)(kv.budget_bytes / (n * model_info(bed.model)->kv_token_bytes));
+    for (uint32_t text = 1000; text-- > 0;) {
+        fill_ids(ids, n, text, bed.n_vocab);
+        sequence = begin_shared(&bed, 7, ids, n);
+        if (sequence_length(sequence) < 3 * KV_TILE) {
+            sequence_free(sequence);
+            break;
+        }
+        n_kept++;
+        sequence_free(sequence);
+    }
+    cr_expect_geq(n_kept, most - 1, "%u of the %u latest texts are left", n_kept, most);
+    /* sequences get all of it, but for what is less than one of them */
+    for (uint32_t i = 0; i < ELEMENTSOF(all); i++)
+        if (sequence_new(bed.engine, bed.model, 1024, &all[i]) < 0)
+            break;
+    cr_expect_eq(prefix_bytes(&bed), 0);
+    for (uint32_t i = 0; i < ELEMENTSOF(all); i++)
+        sequence_free(all[i]);
+    bed_done(&bed);
+}
+
+/* A model in another engine, and one that goes before its engine: no page is lost. */
+Test(engine, prefixes_go_with_their_model)
+{
+    struct engine_kv_stats kv;
+    struct sequence *sequence;
+    struct engine *other;
+    int32_t ids[LONG_TEXT];
+    struct bed bed;
+
+    prefix_bed(&bed);
+    other = test_engine(bed.kernels, 1, false);
+    fill_ids(ids, LONG_TEXT, 3, bed.n_vocab);
+    sequence = begin_shared(&bed, 7, ids, LONG_TEXT);
+    free(finish_text(&bed, sequence, ids, LONG_TEXT, LONG_TEXT));
+    sequence_retire(sequence, ids);
+    cr_expect_gt(prefix_bytes(&bed), 0);
+    sequence = test_sequence(other, bed.model, 4);
+    cr_expect_eq(prefix_bytes(&bed), 0);
+    sequence_free(sequence);
+    sequence = begin_shared(&bed, 7, ids, LONG_TEXT);
+    free(finish_text(&bed, sequence, ids, LONG_TEXT, LONG_TEXT));
+    sequence_retire(sequence, ids);
+    engine_forget_prefixes(bed.engine, bed.model);
+    engine_kv_stats(bed.engine, &kv);
+    cr_expect_eq(kv.prefix_bytes + kv.used_bytes, 0);
+    engine_free(other);
+    bed_done(&bed);
+}
+
+/* A text grows past its reservation, page by page, with the logits of one that had it all. */
+Test(engine, a_sequence_grows)
+{
+    struct sequence *whole, *grown;
+    int32_t ids[LONG_TEXT];
+    float *one, *two;
+    struct bed bed;
+
+    prefix_bed(&bed);
+    fill_ids(ids, LONG_TEXT, 3, bed.n_vocab);
+    whole = test_sequence(bed.engine, bed.model, LONG_TEXT);
+    one = finish_text(&bed, whole, ids, LONG_TEXT, LONG_TEXT);
+    grown = test_sequence(bed.engine, bed.model, 1);
+    for (uint32_t n = 1; n < LONG_TEXT; n++) {
+        cr_expect_eq(sequence_reserve(grown, n), 0);
+        test_feed(bed.engine, bed.model, grown, ids + n - 1, 1, 1);
+        cr_expect_geq(sequence_room(grown), n);
+        cr_expect_lt(sequence_room(grown), n + KV_TILE);
+    }
+    cr_expect_eq(sequence_reserve(grown, LONG_TEXT), 0);
+    two = finish_text(&bed, grown, ids, LONG_TEXT, 1);
+    cr_expect_eq(memcmp(one, two, bed.n_vocab * sizeof(*one)), 0);
+    sequence_free(whole);
+    sequence_free(grown);
+    free(one);
+    free(two);
+    bed_done(&bed);
+}
+
 /* ---- KV memory ---- */
 
 /* Sequences until the pool is empty; one that goes makes room for one. */
