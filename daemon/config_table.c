@@ -140,9 +140,9 @@ const struct config_key config_keys[] = {
                  "kv_budget."},
     {"engine.chunk_target", KIND_DURATION, AT(engine.chunk_target_us), .min = MS, .max = 10 * S,
      .text = "20ms", .sentence = "Time that one step may spend on a prompt."},
-    {"engine.prefix_cache", KIND_FLAG, AT(engine.prefix_cache), .later = true, .text = "yes",
+    {"engine.prefix_cache", KIND_FLAG, AT(engine.prefix_cache), .text = "yes",
      .sentence = "Whether a prompt's beginning, once computed, is used again."},
-    {"engine.prefix_sharing", KIND_CHOICE, AT(engine.prefix_sharing), .later = true, .words = words_sharing,
+    {"engine.prefix_sharing", KIND_CHOICE, AT(engine.prefix_sharing), .words = words_sharing,
      .text = "uid", .sentence = "With whom: requests of the same uid, or all."},
 
     {MODEL("path"), KIND_PATH, MODEL_AT(path), .text_words = "NAME.gguf in models_dirs",

@@ -45,7 +45,7 @@ struct lane {
     struct batcher *batcher;
     void *subject;
     struct share *shares;
-    struct job_list running;
+    struct job_list running, held;
     uint32_t n_waiting, n_jobs;
     double us_per_column;
     bool open;
@@ -358,13 +358,12 @@ const struct batch *batcher_batch(const struct lane *lane)
 
 /* ---- jobs ---- */
 
-static void job_wait(struct batcher *batcher, struct job *job)
+static void job_wait(struct batcher *batcher, struct job *job, bool first)
 {
     struct job_list *list = &job->share->waiting[job->priority];
 
     job->state = JOB_WAITING;
-    /* One that has its memory was running before: it goes first. */
-    if (job->admitted)
+    if (first)
         list_prepend(list, job);
     else
         list_append(list, job);
@@ -391,6 +390,10 @@ static void job_leave(struct batcher *batcher, struct job *job)
         batcher->n_running--;
         share_deactivate(job->share);
         break;
+    case JOB_HELD:
+        list_remove(&lane->held, job);
+        batcher->n_waiting--;
+        break;
     case JOB_PARKED: batcher->n_parked--; break;
     case JOB_IDLE: break;
     }
@@ -411,7 +414,7 @@ int batcher_add(struct batcher *batcher, struct job *job, uint64_t now_us)
         return -ENOMEM;
     job->share->n_jobs++;
     job->lane->n_jobs++;
-    job_wait(batcher, job);
+    job_wait(batcher, job, false);
     return 0;
 }
 
@@ -442,7 +445,8 @@ void batcher_unpark(struct batcher *batcher, struct job *job, uint64_t now_us)
     if (job->state != JOB_PARKED)
         return;
     batcher->n_parked--;
-    job_wait(batcher, job);
+    /* One that has its memory was running before: it goes first. */
+    job_wait(batcher, job, job->admitted);
 }
 
 /* ---- composing ---- */
@@ -475,6 +479,12 @@ static void join_waiting(struct batcher *batcher, struct lane *lane)
         if (r == -EAGAIN)
             return;
         job_leave(batcher, job);
+        if (r == -EBUSY) {
+            job->state = JOB_HELD;
+            list_append(&lane->held, job);
+            batcher->n_waiting++;
+            continue;
+        }
         if (r < 0) {
             heap_remove(batcher, job);
             job->share->n_jobs--;
@@ -490,6 +500,20 @@ static void join_waiting(struct batcher *batcher, struct lane *lane)
         job->share->n_active++;
         job->share->account->virtual_us += lane->us_per_column * (job->known - job->fed);
         job->share->columns += job->known - job->fed;
+    }
+}
+
+/* Held jobs that may go on wait again, in front of those that came later. */
+static void release_held(struct batcher *batcher, struct lane *lane)
+{
+    struct job *job, *previous;
+
+    for (job = lane->held.tail; job; job = previous) {
+        previous = job->previous;
+        if (!batcher->options.ready(batcher->options.userdata, job))
+            continue;
+        job_leave(batcher, job);
+        job_wait(batcher, job, true);
     }
 }
 
@@ -546,6 +570,7 @@ bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us
 
     (void)now_us;
     assert(!lane->open);
+    release_held(batcher, lane);
     join_waiting(batcher, lane);
     uncharge_joined(lane);
     batch->n_jobs = batch->n_columns = 0;
@@ -597,7 +622,7 @@ struct lane *batcher_pick(struct batcher *batcher, uint64_t now_us, uint64_t *re
     for (struct lane *lane = batcher->lanes; lane; lane = lane->next) {
         uint64_t until_us;
         if (!lane->open) {
-            if (lane->starved || lane->running.n + lane->n_waiting == 0)
+            if (lane->starved || lane->running.n + lane->n_waiting + lane->held.n == 0)
                 continue;
             if (held_back(batcher, lane, now_us, &until_us)) {
                 *ret_wake_us = MIN(*ret_wake_us, until_us);

@@ -28,6 +28,7 @@ enum job_state {
     JOB_IDLE,    /* not with the batcher */
     JOB_WAITING, /* for a place in the batch, or for KV memory */
     JOB_RUNNING, /* advanced by every step of its lane */
+    JOB_HELD,    /* for what another job of its lane computes, and it could share */
     JOB_PARKED,  /* its reader takes nothing; not computed */
 };
 
@@ -56,9 +57,13 @@ struct batcher_options {
     uint64_t max_delay_us;
     uint64_t chunk_target_us; /* bound of a step by predicted time */
     uint32_t max_columns;     /* bound of a step by the engine's memory */
-    /* Gives a job its KV memory: 0, -EAGAIN (not now), or another error, which the batcher keeps
-     * in no form: the callee has noted it, and the job is handed out by batcher_refused(). */
+    /* Gives a job its KV memory, and sets its `fed` where a beginning is there already: 0, -EAGAIN
+     * (not now), -EBUSY (another job, running in its lane, computes what it could have: it is held
+     * until `ready` says so), or another error, which the batcher keeps in no form: the callee has
+     * noted it, and the job is handed out by batcher_refused(). */
     int (*admit)(void *userdata, struct job *job);
+    /* Whether a held job may be admitted now; only asked of those. */
+    bool (*ready)(void *userdata, const struct job *job);
     void *userdata;
 };
 
@@ -109,7 +114,7 @@ struct job *batcher_refused(struct batcher *batcher);
 
 /* Engine time charged to a user so far, microseconds; 0 for one unknown. */
 uint64_t batcher_uid_us(const struct batcher *batcher, uint32_t uid);
-/* Jobs by state, over all lanes. */
+/* Jobs by state, over all lanes; held ones wait. */
 uint32_t batcher_n_waiting(const struct batcher *batcher);
 uint32_t batcher_n_running(const struct batcher *batcher);
 uint32_t batcher_n_parked(const struct batcher *batcher);

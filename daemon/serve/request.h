@@ -77,7 +77,8 @@ struct request {
     /* The engine thread's while lent. */
     struct job job;
     struct sequence *sequence;
-    int32_t *ids; /* prompt, then what was generated */
+    struct prefix_wait prefix_wait; /* while held: for what */
+    int32_t *ids;                   /* prompt, then what was generated */
     uint32_t n_prompt, n_ids, ids_capacity;
     uint64_t started_us, first_token_us, ended_us;
     float *vector; /* embed: n_vector floats, malloc'd */

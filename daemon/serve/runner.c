@@ -211,6 +211,7 @@ static void publish_gauges(struct runner *runner)
 
     engine_kv_stats(runner->engine, &kv);
     metrics_set(metrics, M_KV_USED, kv.used_bytes);
+    metrics_set(metrics, M_PREFIX_BYTES, kv.prefix_bytes);
     metrics_set(metrics, M_KV_BUDGET, kv.budget_bytes);
     metrics_set(metrics, M_STREAMS, runner->n_requests);
     metrics_set(metrics, M_STREAMS_PARKED, batcher_n_parked(runner->batcher));
@@ -298,7 +299,7 @@ static void finish(struct runner *runner, struct request *request)
         return;
     request->ended = true;
     batcher_remove(runner->batcher, &request->job);
-    request->sequence = sequence_free(request->sequence);
+    request->sequence = sequence_retire(request->sequence, request->ids);
     if (stream_finish(&request->stream) < 0)
         request_fail(request, CODE_NO_MEMORY, "the daemon ran out of memory for the text");
     pump(runner, request);
@@ -311,6 +312,25 @@ static void finish_with(struct runner *runner, struct request *request, enum end
     finish(runner, request);
 }
 
+/* It has its memory, and what was there of its prompt. */
+static void begin_request(struct runner *runner, struct request *request)
+{
+    struct metrics *metrics = runner->options.metrics;
+
+    request->started_us = now_us(runner);
+    request->job.fed = sequence_length(request->sequence);
+    if (request->job.fed > 0) {
+        metrics_add(metrics, M_PREFIX_HITS, 1);
+        metrics_add(metrics, M_PREFIX_HIT_TOKENS, request->job.fed);
+    }
+}
+
+static bool prefix_ready(void *userdata, const struct job *job)
+{
+    (void)userdata;
+    return prefix_wait_over(&job_request((struct job *)job)->prefix_wait);
+}
+
 static int admit_kv(void *userdata, struct job *job)
 {
     struct runner *runner = userdata;
@@ -318,16 +338,26 @@ static int admit_kv(void *userdata, struct job *job)
     const struct model_info *info = model_info(request->runner_model->model);
     uint64_t want = (uint64_t)request->n_prompt + request->max_tokens;
     uint32_t reserve = (uint32_t)MIN(want, info->context_tokens);
-    int r = sequence_new(runner->engine, request->runner_model->model, reserve, &request->sequence);
+    struct sequence_start start = {
+        .reserve_tokens = reserve,
+        .most_tokens = reserve,
+        /* An embedding is the mean of all hidden states: it has to compute them. */
+        .share = runner->options.prefix_cache && request->kind == REQUEST_COMPLETE,
+        .owner = runner->options.share_with_all ? 0 : job->uid,
+        .ids = request->ids,
+        .n_ids = request->n_ids,
+    };
+    int r = sequence_begin(runner->engine, request->runner_model->model, &start, &request->sequence,
+                           &request->prefix_wait);
 
     if (r == 0)
-        request->started_us = now_us(runner);
+        begin_request(runner, request);
     else if (r == -ENOSPC)
         request_fail(request, CODE_NO_MEMORY,
                      "%u tokens of context need more KV memory than there is in all; ask for fewer "
                      "max_tokens or raise engine.kv_budget",
                      reserve);
-    else if (r != -EAGAIN)
+    else if (r != -EAGAIN && r != -EBUSY)
         request_fail(request, CODE_NO_MEMORY, "no memory for another sequence");
     return r;
 }
@@ -415,6 +445,7 @@ static void remove_if_empty(struct runner *runner, struct runner_model *rm)
     if (!rm->removing || rm->n_requests > 0 || (rm->lane && lane_step_open(rm->lane)))
         return;
     rm->lane = lane_free(rm->lane);
+    engine_forget_prefixes(runner->engine, rm->model);
     rm->removing = false;
     outbox_note(runner->outbox, RUNNER_REMOVED, rm);
 }
@@ -758,6 +789,7 @@ int runner_new(const struct runner_options *options, struct runner **ret_runner,
         .chunk_target_us = options->chunk_target_us,
         .max_columns = ENGINE_MAX_COLUMNS,
         .admit = admit_kv,
+        .ready = prefix_ready,
         .userdata = runner,
     };
     atomic_init(&runner->idle, true);

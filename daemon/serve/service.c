@@ -964,6 +964,8 @@ static int new_runner(struct service *service, uint64_t budget_bytes, struct fau
         .min_batch = config->batching.min_batch,
         .max_delay_us = config->batching.max_delay_us,
         .chunk_target_us = config->engine.chunk_target_us,
+        .prefix_cache = config->engine.prefix_cache,
+        .share_with_all = config->engine.prefix_sharing == SHARING_ALL,
         .max_requests = config->limits.queue,
         .metrics = service->options.metrics,
         .clock = service->options.clock,
