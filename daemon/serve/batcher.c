@@ -11,7 +11,8 @@
 #define FIRST_US_PER_COLUMN 10.0
 #define AVERAGE_WEIGHT      0.2
 
-/* Least columns a prompt's chunk has, however slow the model: one KV page. */
+/* Least columns that a step has for prompts, however slow the model and however many generate: one
+ * KV page. */
 #define MIN_CHUNK_COLUMNS 16u
 
 struct job_list {
@@ -34,10 +35,11 @@ struct share {
     struct lane *lane;
     struct account *account;
     struct job_list waiting[BATCHER_PRIORITIES];
-    uint32_t n_jobs;   /* in whatever state */
-    uint32_t n_active; /* of these, waiting or running */
-    double virtual_us; /* engine time, as the account's: decides between one user's models */
-    uint64_t columns;  /* in the open step */
+    uint32_t n_jobs;    /* in whatever state */
+    uint32_t n_active;  /* of these, waiting or running */
+    double virtual_us;  /* engine time, as the account's: decides between one user's models */
+    uint64_t columns;   /* in the open step */
+    struct job *cursor; /* while composing: the running jobs before it have been looked at */
     struct share *next;
 };
 
@@ -544,6 +546,49 @@ static void batch_put(struct batch *batch, struct job *job, uint32_t chunk)
     batch->n_columns += chunk;
 }
 
+/* The user's next running job whose prompt is not computed yet and that is not in the batch. */
+static struct job *share_next_prompt(struct share *share)
+{
+    while (share->cursor &&
+           (share->cursor->share != share || share->cursor->known - share->cursor->fed <= 1))
+        share->cursor = share->cursor->next;
+    return share->cursor;
+}
+
+/* The prompt that goes on first: of the user with the least engine time, this step's included, so
+ * that a long prompt does not keep another user's out. */
+static struct job *next_prompt(struct lane *lane)
+{
+    struct share *best = NULL;
+    double best_us = 0;
+
+    for (struct share *share = lane->shares; share; share = share->next) {
+        double us = share->account->virtual_us + lane->us_per_column * (double)share->columns;
+        if ((!best || us < best_us) && share_next_prompt(share)) {
+            best = share;
+            best_us = us;
+        }
+    }
+    return best ? best->cursor : NULL;
+}
+
+/* Fills the step with prompts: up to the time a step should take, but with a page's worth at
+ * least. */
+static void put_prompts(const struct batcher *batcher, struct lane *lane)
+{
+    struct batch *batch = &lane->batch;
+    uint32_t most = MAX(column_budget(batcher, lane), batch->n_columns + MIN_CHUNK_COLUMNS);
+    struct job *job;
+
+    most = MIN(most, batcher->options.max_columns);
+    for (struct share *share = lane->shares; share; share = share->next)
+        share->cursor = lane->running.head;
+    while (batch->n_columns < most && (job = next_prompt(lane))) {
+        batch_put(batch, job, MIN(job->known - job->fed, most - batch->n_columns));
+        job->share->cursor = job->next;
+    }
+}
+
 /* A step still waits for company: fewer jobs than min_batch, and the eldest has not waited
  * max_delay_us yet. */
 static bool held_back(const struct batcher *batcher, const struct lane *lane, uint64_t now_us,
@@ -566,7 +611,6 @@ bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us
                      const struct batch **ret_batch)
 {
     struct batch *batch = &lane->batch;
-    uint32_t budget = column_budget(batcher, lane);
 
     (void)now_us;
     assert(!lane->open);
@@ -579,11 +623,7 @@ bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us
     for (struct job *job = lane->running.head; job; job = job->next)
         if (job->known - job->fed == 1 && batch->n_columns < batcher->options.max_columns)
             batch_put(batch, job, 1);
-    for (struct job *job = lane->running.head; job; job = job->next) {
-        uint32_t left = batch->n_columns < budget ? budget - batch->n_columns : 0;
-        if (job->known - job->fed > 1 && left > 0)
-            batch_put(batch, job, MIN(job->known - job->fed, left));
-    }
+    put_prompts(batcher, lane);
     lane->starved = batch->n_jobs == 0;
     lane->open = batch->n_jobs > 0;
     *ret_batch = batch;

@@ -233,6 +233,51 @@ Test(batcher, a_long_prompt_does_not_keep_others_from_generating)
     end_world(world);
 }
 
+/* Somebody's long prompt is computed beside another user's short one, not before it. */
+Test(batcher, a_long_prompt_does_not_keep_another_users_out)
+{
+    WORLD(world, .max_batch = 4, .min_batch = 1, .chunk_target_us = 1000);
+    struct job large = job_of(world->lane, 1, 100000, 1), small;
+    uint32_t steps = 0;
+
+    add(world, &large);
+    for (int i = 0; i < 10; i++)
+        step(world, world->lane, 1000, false);
+    small = job_of(world->lane, 2, 50, world->now_us);
+    add(world, &small);
+    for (; small.fed < 50 && steps < 10; steps++)
+        step(world, world->lane, 1000, false);
+    cr_assert_leq(steps, 2, "%u steps", steps);
+    cr_assert(large.fed > 0);
+    batcher_remove(world->batcher, &small);
+    batcher_remove(world->batcher, &large);
+    end_world(world);
+}
+
+/* On a slow model those that generate fill the time of a step alone. */
+Test(batcher, those_that_generate_do_not_keep_a_prompt_out)
+{
+    WORLD(world, .max_batch = 200, .min_batch = 1, .chunk_target_us = 20000);
+    struct job crowd[100], late;
+    uint32_t steps = 0;
+
+    for (int i = 0; i < 100; i++) {
+        crowd[i] = job_of(world->lane, 1, 2, (uint64_t)i);
+        add(world, &crowd[i]);
+    }
+    for (int i = 0; i < 30; i++)
+        step(world, world->lane, 1000000, false);
+    late = job_of(world->lane, 2, 64, world->now_us);
+    add(world, &late);
+    for (; late.fed < 64 && steps < 20; steps++)
+        step(world, world->lane, 1000000, false);
+    cr_assert_leq(steps, 4, "a page a step at least: %u steps", steps);
+    for (int i = 0; i < 100; i++)
+        batcher_remove(world->batcher, &crowd[i]);
+    batcher_remove(world->batcher, &late);
+    end_world(world);
+}
+
 Test(batcher, parked_jobs_are_not_advanced_until_unparked)
 {
     WORLD(world, .max_batch = 4, .min_batch = 1);
