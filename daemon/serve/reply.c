@@ -133,8 +133,10 @@ void reply_ended(struct request *request, const char *variant, uint64_t fingerpr
     if (!request->peer)
         return;
     if (request->reason == END_ERROR) {
-        reply_error(request->peer, request->key.id, request->code, "%s",
-                    request->sentence ? request->sentence : "the daemon is out of memory");
+        struct refusal refusal = {.code = request->code, .option = request->option};
+        snprintf(refusal.sentence, sizeof(refusal.sentence), "%s",
+                 request->sentence ? request->sentence : "the daemon is out of memory");
+        reply_refusal(request->peer, request->key.id, &refusal);
         return;
     }
     first = request->first_token_us ? request->first_token_us : request->ended_us;

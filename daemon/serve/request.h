@@ -85,6 +85,7 @@ struct request {
     uint32_t n_vector;
     enum end_reason reason; /* with END_ERROR the code and the sentence */
     enum wire_code code;
+    const char *option; /* the option that the error is about; NULL: none */
     char *sentence;          /* malloc'd; NULL: the code alone (out of memory) */
     uint32_t messages_taken; /* until it was handed back */
     bool handed_back;

@@ -290,6 +290,7 @@ static void start(struct service *service, struct request *request)
     registry_use(service->registry, request->model, request->job.uid);
     request->stage = STAGE_TOKENIZING;
     if (request->has_fingerprint && request->fingerprint != request->model->fingerprint) {
+        request->option = wire_tag_name(TAG_FINGERPRINT);
         request_fail(request, CODE_BAD_REQUEST,
                      "fingerprint: the model or the daemon has changed since, and what was streamed "
                      "before cannot be continued");
