@@ -25,8 +25,10 @@ struct world {
     struct runner *runner;
     struct runner_model *model;
     struct metrics *metrics;
+    struct request *live[AT_ONCE];
     uint32_t n_live, n_ended, n_cancelled;
     bool warmed, removed;
+    struct load_task *loads[N_LOADS]; /* freed at the end: they may be cancelled at any moment */
     _Atomic uint32_t loads_done;
     unsigned random;
 };
@@ -36,42 +38,50 @@ static void on_load_done(void *userdata, struct load_task *task)
     struct world *world = userdata;
 
     assert(task->error == 0 || task->error == -ECANCELED);
-    load_task_free(task);
+    assert((task->error == 0) == (task->model != NULL));
     atomic_fetch_add(&world->loads_done, 1);
 }
 
-static unsigned next_random(struct world *world)
+/* Evenly distributed below `bound`. */
+static unsigned next_random(struct world *world, unsigned bound)
 {
-    return world->random = world->random * 1103515245u + 12345u;
+    world->random = world->random * 1103515245u + 12345u;
+    return world->random / 65536 % bound;
+}
+
+static void cancel(struct world *world, struct request *request)
+{
+    if (request->cancelled)
+        return;
+    request->cancelled = true;
+    runner_cancel(world->runner, request, CODE_CANCELLED);
+    world->n_cancelled++;
 }
 
 static void submit(struct world *world)
 {
     struct request *request = request_new();
-    uint32_t n = 1 + next_random(world) / 65536 % 40;
+    uint32_t n = 1 + next_random(world, 40);
 
     assert(request);
     request->ids = malloc(n * sizeof(int32_t));
     for (uint32_t i = 0; i < n; i++)
-        request->ids[i] = (int32_t)(260 + next_random(world) / 65536 % 700);
+        request->ids[i] = (int32_t)(260 + next_random(world, 700));
     request->n_ids = request->n_prompt = request->ids_capacity = n;
     request->max_tokens = TOKENS;
     request->ignore_eos = true;
     request->params = (struct sampler_params){
         .temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .repeat_penalty = 1, .seed = n};
-    request->job.uid = next_random(world) / 65536 % 3;
+    request->job.uid = next_random(world, 3);
     request->runner_model = world->model;
     /* Some have credit for all, some for a little, some for nothing at first. */
-    stream_init(&request->stream, next_random(world) / 65536 % 4 ? 1u << 20 : 3, 1u << 16, false, 0,
-                NULL);
+    stream_init(&request->stream, next_random(world, 4) ? 1u << 20 : 3, 1u << 16, false, 0, NULL);
     assert(runner_submit(world->runner, request) == 0);
-    world->n_live++;
-    if (next_random(world) / 65536 % 5 == 0) {
-        runner_cancel(world->runner, request, CODE_CANCELLED);
-        world->n_cancelled++;
-    } else if (stream_grant(&request->stream, 1u << 20)) {
+    world->live[world->n_live++] = request;
+    if (next_random(world, 8) == 0)
+        cancel(world, request);
+    else if (stream_grant(&request->stream, 1u << 20))
         runner_unpark(world->runner, request);
-    }
 }
 
 static void ended(struct world *world, struct request *request)
@@ -80,7 +90,13 @@ static void ended(struct world *world, struct request *request)
     assert(request->reason == END_CANCELLED || request->reason == END_LENGTH);
     if (request->reason == END_LENGTH)
         assert(request->n_ids == request->n_prompt + TOKENS);
-    world->n_live--;
+    for (uint32_t i = 0;; i++) {
+        assert(i < world->n_live); /* it ends once */
+        if (world->live[i] != request)
+            continue;
+        world->live[i] = world->live[--world->n_live];
+        break;
+    }
     world->n_ended++;
     request->late = request->messages_sent - request->messages_taken;
     if (request->late == 0)
@@ -118,6 +134,22 @@ static void take(struct world *world)
     }
 }
 
+/* Whatever may happen to a live request or load at any moment. */
+static void disturb(struct world *world, struct loader *loader)
+{
+    struct load_task *load = world->loads[next_random(world, N_LOADS)];
+    struct request *request = world->n_live ? world->live[next_random(world, world->n_live)] : NULL;
+
+    if (request && next_random(world, 8) == 0)
+        cancel(world, request);
+    else if (request && stream_grant(&request->stream, 1))
+        runner_unpark(world->runner, request);
+    if (next_random(world, 4) == 0)
+        loader_cancel(loader, load);
+    else
+        loader_promote(loader, load, next_random(world, _LOAD_PRIORITY_MAX));
+}
+
 static struct model *load_builtin(const struct kernel_table *kernels)
 {
     struct gguf_source source = {.fd = -1, .memory = builtin_bytes(), .size = builtin_size()};
@@ -136,9 +168,7 @@ static void submit_loads(struct loader *loader, struct world *world)
         task->priority = i % _LOAD_PRIORITY_MAX;
         task->memory = builtin_bytes();
         task->memory_bytes = builtin_size();
-        /* Cancelled before it is handed over: from then on `done` may have freed it. */
-        if (next_random(world) / 65536 % 3 == 0)
-            loader_cancel(loader, task);
+        world->loads[i] = task;
         loader_submit(loader, task);
     }
 }
@@ -155,6 +185,7 @@ int main(void)
         .max_concurrent = 2, .clock = &real_clock, .done = on_load_done, .userdata = &world};
     struct loader *loader;
     struct model *model;
+    uint32_t n_loaded = 0;
 
     assert(metrics_new(&world.metrics) == 0);
     assert(kernels_choose(NULL, &options.engine.kernels, NULL) == 0);
@@ -174,6 +205,7 @@ int main(void)
             submit(&world);
             n++;
         }
+        disturb(&world, loader);
         take(&world);
     }
     assert(world.n_ended == N_REQUESTS);
@@ -183,9 +215,14 @@ int main(void)
     runner_model_free(world.model);
     loader_free(loader);
     assert(atomic_load(&world.loads_done) == N_LOADS);
+    for (uint32_t i = 0; i < N_LOADS; i++) {
+        n_loaded += world.loads[i]->error == 0;
+        load_task_free(world.loads[i]);
+    }
     runner_free(world.runner);
     model_free(model);
     metrics_free(world.metrics);
-    printf("%u requests, %u cancelled\n", world.n_ended, world.n_cancelled);
+    printf("%u requests, %u cancelled; %u loads, %u loaded\n", world.n_ended, world.n_cancelled,
+           N_LOADS, n_loaded);
     return 0;
 }
