@@ -22,7 +22,7 @@ import sys
 
 import grammar
 
-TRAINED = 120000  # numbers of stories; training takes fewer
+TRAINED = 200000  # numbers of stories; training takes fewer
 KEPT, OWN = 0.95, 0.90
 WORD = re.compile(r"[A-Za-z]+")
 NAMES = set(grammar.GIRLS + grammar.BOYS)

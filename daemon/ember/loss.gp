@@ -9,5 +9,5 @@ set grid ytics lc rgb "#dddddd"
 set xlabel "million tokens"
 set ylabel "loss (nats a token)"
 set key top right
-plot "docs/ember-loss.csv" every ::1 using ($2/1e6):3 with lines lw 1.5 lc rgb "#c05020" title "training (mean of 100 steps)", \
+plot "docs/ember-loss.csv" every ::1 using ($2/1e6):3 with lines lw 1.5 lc rgb "#c05020" title "training", \
      "" every ::1 using ($4 > 0 ? $2/1e6 : 1/0):4 with linespoints pt 7 ps 0.4 lc rgb "#204080" title "held out"

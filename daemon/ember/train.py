@@ -198,6 +198,8 @@ def main():
         if state["optimizer"]:
             optimizer.load_state_dict(state["optimizer"])
         print(f"going on at step {step}", flush=True)
+        if step < args.stage:
+            raise SystemExit(f"{state_path} is at step {step}, before the stage's beginning, {args.stage}")
     else:
         pieces = vocab.learn()
         with open(log_path, "w", newline="") as f:
