@@ -38,6 +38,7 @@ struct registry {
     uint64_t freeing_bytes;      /* of models whose memory is being given back */
     uint64_t scanned_us;
     struct load_task *scan; /* the look that is under way */
+    uint64_t turns;         /* given out so far */
     bool room_wanted;       /* somebody is queued until there is room */
     bool shutting_down;
 };
@@ -307,15 +308,38 @@ static void start_when_room(struct registry *registry, struct model_entry *entry
     }
 }
 
-/* Room may have come free: those that wait for it try again. */
+/* The one that has waited for room longest, of those that came after `turn`. */
+static struct model_entry *next_in_turn(const struct registry *registry, uint64_t turn)
+{
+    struct model_entry *next = NULL;
+
+    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
+        if (e->state == MODEL_QUEUED && !e->task && e->turn > turn &&
+            (!next || e->turn < next->turn))
+            next = e;
+    return next;
+}
+
+/* Those that wait for room try again in their order, so that a model which comes back again and
+ * again does not take the room that another waits for. */
+static void start_in_turn(struct registry *registry)
+{
+    uint64_t turn = 0, last = registry->turns;
+    struct model_entry *entry;
+
+    while ((entry = next_in_turn(registry, turn)) && entry->turn <= last) {
+        turn = entry->turn;
+        start_when_room(registry, entry);
+    }
+}
+
+/* Room may have come free. */
 static void start_waiting(struct registry *registry)
 {
     if (!registry->room_wanted)
         return;
     registry->room_wanted = false; /* who still has to wait says so again */
-    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
-        if (e->state == MODEL_QUEUED && !e->task)
-            start_when_room(registry, e);
+    start_in_turn(registry);
 }
 
 static bool failure_stands(struct registry *registry, struct model_entry *entry)
@@ -362,6 +386,7 @@ int registry_want(struct registry *registry, struct model_entry *entry, enum loa
     }
     entry->priority = priority;
     entry->error[0] = 0;
+    entry->turn = ++registry->turns;
     set_state(registry, entry, MODEL_QUEUED);
     start_when_room(registry, entry);
     if (entry->state == MODEL_FAILED)
@@ -625,14 +650,13 @@ void registry_tick(struct registry *registry)
         uint64_t keep_alive_us = entry->config ? entry->config->keep_alive_us : 0;
         if (entry->task)
             check_progress(registry, entry, now);
-        else if (entry->state == MODEL_QUEUED)
-            start_when_room(registry, entry);
         else if (entry->state == MODEL_DRAINING && now >= entry->deadline_us && entry->in_use > 0)
             registry->options.ops.expel(registry->options.ops.userdata, entry);
         else if (entry->state == MODEL_READY && keep_alive_us > 0 && entry->in_use == 0 &&
                  !entry->pinned && now - entry->last_used_us > keep_alive_us)
             registry_unload(registry, entry);
     }
+    start_in_turn(registry);
 }
 
 bool registry_shut_down(struct registry *registry)

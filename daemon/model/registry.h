@@ -41,14 +41,15 @@ struct model_entry {
     char *path;                        /* NULL: built in */
     const struct config_model *config; /* NULL: none of its own */
     enum model_state state;
-    bool gone;   /* its file was not there at the last look; goes once it is cold */
-    bool wanted; /* `preload` reads 1 */
-    bool again;  /* asked for while it leaves: queued once it is cold (true in changed(), too) */
+    bool gone;    /* its file was not there at the last look; goes once it is cold */
+    bool wanted;  /* `preload` reads 1 */
+    bool again;   /* asked for while it leaves: queued once it is cold (true in changed(), too) */
     bool leaving; /* unloaded while warming: drains once it is ready */
     bool pinned;
     enum load_priority priority; /* of the load asked for */
     uint32_t in_use;             /* requests that wait for it or run on it */
     uint64_t last_used_us, state_since_us, deadline_us /* of draining */;
+    uint64_t turn;             /* when it was queued, among all: the earlier goes first */
     uint64_t load_us;          /* the last load's duration */
     uint64_t reserved_bytes;   /* counted against the budget while queued, loading or loaded */
     uint64_t requests, tokens; /* for stats */

@@ -760,6 +760,37 @@ Test(registry, a_busy_model_is_waited_for_but_not_for_ever)
     leave_house(&house);
 }
 
+/* `a` is wanted all the time, and comes before `b` in every list: `b` has its turn all the same. */
+Test(registry, a_model_that_comes_back_goes_behind_those_that_wait)
+{
+    struct house house;
+    struct model_entry *a, *b;
+    uint64_t bytes;
+
+    build_house(&house);
+    add_model(&house, "a", 1);
+    add_model(&house, "b", 2);
+    open_registry(&house, 1u << 30);
+    a = registry_find(house.registry, "a");
+    registry_want(house.registry, a, LOAD_WARM, false);
+    until(&house, a, MODEL_READY);
+    bytes = registry_loaded_bytes(house.registry);
+    registry_free(house.registry);
+    open_registry(&house, bytes * 3 / 2);
+    a = registry_find(house.registry, "a");
+    b = registry_find(house.registry, "b");
+    registry_want(house.registry, a, LOAD_WARM, false);
+    until(&house, a, MODEL_READY);
+    registry_want(house.registry, b, LOAD_INTERACTIVE, false);
+    cr_assert_eq(a->state, MODEL_DRAINING);
+    cr_assert_eq(registry_want(house.registry, a, LOAD_INTERACTIVE, false), 1);
+    until(&house, b, MODEL_READY);
+    cr_assert_eq(a->state, MODEL_QUEUED);
+    house.skew_us += 1000000;
+    until(&house, a, MODEL_READY);
+    leave_house(&house);
+}
+
 Test(registry, a_model_beyond_the_budget_is_refused_with_numbers)
 {
     struct house house;
