@@ -351,11 +351,16 @@ Test(admission, another_user_is_named_with_his_groups)
     struct request_options options;
     struct refusal refusal;
 
-    cr_assert_eq(parse_one(WIRE_HOLD, TAG_ON_BEHALF_OF, ids, 12, &options, &refusal), 0);
+    struct body body;
+
+    begin(&body);
+    wire_put_bytes(&body.buffer, TAG_ON_BEHALF_OF, ids, 12);
+    cr_assert_eq(parse(&body, WIRE_HOLD, &options, &refusal), 0);
     cr_assert(options.on_behalf);
     cr_assert_eq(options.uid, 1000);
     cr_assert_eq(options.n_gids, 2);
     cr_assert_arr_eq(options.gids, (uint8_t *)(ids + 1), 8);
+    done(&body); /* the groups are a view into it */
     cr_assert_eq(
         parse_one(WIRE_HOLD, TAG_ON_BEHALF_OF, ids, 4 * (1 + PEER_MAX_GROUPS), &options, &refusal),
         0);
