@@ -300,9 +300,9 @@ def metrics_count_what_was_done(t):
     expect(d.metric("completion_tokens_total") == 30, "completion tokens")
     expect(d.metric("generations_done_total") == 3, "generations")
     expect(d.metric("prompt_tokens_total") == 15, "prompt tokens")
-    steps = d.metric("steps_total")
-    expect(d.metric("weight_passes_total") % steps == 0 or d.metric("weight_passes_total") > steps,
-           "weight passes")
+    # each step passes over every matrix once, and so did the one that warmed the model
+    steps, passes = d.metric("steps_total") + 1, d.metric("weight_passes_total")
+    expect(passes > steps and passes % steps == 0, f"{passes} weight passes in {steps} steps")
     expect(d.metric("streams") == 0 and d.metric("queue") == 0, "something is left")
     expect(d.metric("kv_used_bytes") == 0, "KV memory is left")
 
