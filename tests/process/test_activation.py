@@ -3,7 +3,7 @@ import signal
 import socket
 import subprocess
 
-from lib.harness import expect, program, test, wait_for
+from lib.harness import expect, listening, program, test, wait_for
 from lib.wire import Client
 
 
@@ -16,7 +16,7 @@ def activate(t, *flags, config="idle_exit: 0s\n"):
                       t.write("hearth.yaml", config), "--state-dir", t.dir / "state", *flags,
                       stderr=log)
     log.close()
-    wait_for(path.exists, "the socket")
+    wait_for(lambda: listening(path), "the socket")
     return process, path
 
 

@@ -1,9 +1,10 @@
 """The tests' own tools fail where they must."""
 import re
+import socket
 import sys
 from pathlib import Path
 
-from lib.harness import ROOT, expect, test
+from lib.harness import ROOT, expect, listening, test
 
 RUN = Path(__file__).parent / "run"
 SANITIZED = ROOT / "tests" / "sanitized"
@@ -100,3 +101,13 @@ def suite_counts_and_tells_failures(t):
     r = t.run(ROOT / "tests" / "suite", "--process-dir", t.dir / "bad", "--no-unit", code=1)
     expect(r.out.splitlines()[-1] == "1 passed, 5 failed", r.out)
     expect("1 skipped" in r.out and "no reason" in r.out, r.out)
+
+
+@test
+def a_socket_that_is_only_bound_does_not_listen(t):
+    path = t.dir / "s"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
+        bound.bind(str(path))
+        expect(path.exists() and not listening(path), "bound was taken for listening")
+        bound.listen()
+        expect(listening(path), "it listens, and was not seen to")

@@ -4,7 +4,7 @@ import signal
 import struct
 import threading
 
-from lib.harness import expect, test, wait_for
+from lib.harness import expect, listening, test, wait_for
 from lib.wire import text_of
 
 STORY = "stories260K-f32"
@@ -327,7 +327,7 @@ def socket_activation_takes_the_socket_it_is_given(t):
     p = t.start("systemd-socket-activate", "-l", path, program("hearthd"), "--models", t.dir,
                 "--state-dir", t.dir / "state", stdout=-1, stderr=-1,
                 env={**__import__("os").environ, "HEARTH_SOCKET": str(t.dir / "none")})
-    wait_for(path.exists, "the socket")
+    wait_for(lambda: listening(path), "the socket")
     r = t.run("hearth", "run", "--socket", path, "ember", "Once", "--max-tokens", "4",
               "--temperature", "0")
     expect(r.out, "no answer")
@@ -391,7 +391,7 @@ def an_idle_daemon_on_an_activated_socket_goes_and_comes_back(t):
         path.unlink(missing_ok=True)
         p = t.start("systemd-socket-activate", "-l", path, program("hearthd"), "--config", config,
                     "--models", t.dir, "--state-dir", t.dir / "state", stdout=-1, stderr=-1)
-        wait_for(path.exists, "the socket")
+        wait_for(lambda: listening(path), "the socket")
         return p
     for _ in range(2):  # systemd-socket-activate activates once
         p = activate()

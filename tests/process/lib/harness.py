@@ -75,6 +75,14 @@ def wait_for(condition, what, limit_s=START_LIMIT_S):
         time.sleep(0.01)
 
 
+def listening(path):
+    """Whether somebody listens on the socket: between bind and listen it is there and refuses."""
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
+        lines = [line.split(None, 7) for line in sockets]
+    return any(len(line) == 8 and line[7].strip() == str(path) and line[3] == "00010000"
+               for line in lines)
+
+
 class Result:
     def __init__(self, args, code, out, err):
         self.args, self.code, self.out, self.err = args, code, out, err
