@@ -144,6 +144,8 @@ int client_request_begin(struct hearth *h, uint16_t type, hearth_reply_fn fn, vo
     (*ret_request)->fn = fn;
     (*ret_request)->userdata = userdata;
     wire_begin(&h->out, type, (*ret_request)->id);
+    if (h->acting)
+        wire_put_bytes(&h->out, TAG_ON_BEHALF_OF, h->acting, h->acting_bytes);
     return 0;
 }
 
@@ -212,6 +214,7 @@ static void hearth_destroy(struct hearth *h)
     wire_buffer_done(&h->out);
     free(h->requests);
     free(h->scratch.data);
+    free(h->acting);
     free(h);
 }
 

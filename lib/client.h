@@ -71,6 +71,9 @@ struct hearth {
     char path[HEARTH_PATH_BYTES]; /* the main socket, for sentences */
     struct fault message;
 
+    uint8_t *acting; /* value of on-behalf-of, malloc'd; NULL: requests are this program's own */
+    size_t acting_bytes;
+
     void *pool_entry; /* pool.c's note on this connection; NULL outside a pool */
 };
 

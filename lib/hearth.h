@@ -221,6 +221,50 @@ int hearth_warm(struct hearth *h, const char *model, bool wait, hearth_reply_fn 
                 uint64_t *ret_id);
 int hearth_unload(struct hearth *h, const char *model, hearth_reply_fn fn, void *userdata,
                   uint64_t *ret_id);
+/* Values of a model that stand until the daemon ends; what has no `has_` is left as it is. All of it
+ * is set, or with an error nothing. */
+struct hearth_set {
+    size_t size;
+    const char *model;
+    bool has_preload, preload; /* 1: as hearth_warm() without `wait`; 0: as hearth_unload() */
+    bool has_pinned, pinned;   /* never evicted; administrators alone */
+    bool has_keep_alive;
+    uint64_t keep_alive_us; /* unloaded so long after its last use; 0: never; administrators alone */
+};
+#define HEARTH_SET_INIT {.size = sizeof(struct hearth_set)}
+/* Done once the daemon has taken it: with `preload` 1 the state is at least "queued". */
+int hearth_set(struct hearth *h, const struct hearth_set *set, hearth_reply_fn fn, void *userdata,
+               uint64_t *ret_id);
+/* Loads the model and keeps it loaded: one item (model, state, holds) once that is taken, then
+ * nothing until hearth_cancel() (done, reason "cancelled") or the connection's end lets go of it.
+ * An error ends it where the load fails, an administrator unloads the model or the daemon ends. */
+int hearth_hold(struct hearth *h, const char *model, hearth_reply_fn fn, void *userdata,
+                uint64_t *ret_id);
+/* The daemon looks through its directories again; done once it has. Administrators alone. */
+int hearth_reload(struct hearth *h, hearth_reply_fn fn, void *userdata, uint64_t *ret_id);
+/* News until hearth_cancel() or the connection's end. `what`:
+ * "events" or NULL: one item an event, whose text is a JSON object on one line; one that is late by
+ * more than 1,024 of them gets an item with `lost_events` in their place.
+ * "values": what hearth_models(), hearth_metrics() and hearth_status() would say, pushed when it
+ * changes and at most every 100 ms. A push is: an item for each model that changed, as of
+ * hearth_models() (a model that is gone has no `state`); an item (name, text) for each section that
+ * changed ("pool", "batcher", "streaming", "loader", "prometheus"); and at its end always one item
+ * as of hearth_status(), with neither model nor name. The first push has everything, as has one
+ * after the reader has been too slow: it begins with an item whose `lost_events` is not 0, and
+ * models that it does not name are gone. */
+int hearth_subscribe(struct hearth *h, const char *what, hearth_reply_fn fn, void *userdata,
+                     uint64_t *ret_id);
+
+/* Groups that hearth_act_for() takes. */
+#define HEARTH_MAX_GROUPS 256u
+/* Requests made on this connection from now on are another user's: the daemon holds them to that
+ * user's rights and limits. It believes that on the status socket and of its own uid alone; anybody
+ * else's requests it then answers with "forbidden". Groups are copied. -E2BIG: too many of them (the
+ * identity is as before); -ENOMEM. */
+int hearth_act_for(struct hearth *h, uint32_t uid, const uint32_t *gids, size_t n_gids);
+/* From now on they are the program's own again. */
+void hearth_act_for_self(struct hearth *h);
+
 /* One item: state word, version, info lines. */
 int hearth_status(struct hearth *h, hearth_reply_fn fn, void *userdata, uint64_t *ret_id);
 /* One item whose text is a section: "prometheus", "pool", "batcher", "streaming", "loader", or a

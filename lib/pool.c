@@ -473,6 +473,7 @@ void hearth_pool_release(struct hearth_pool *pool, struct hearth *h)
 {
     if (!h)
         return;
+    hearth_act_for_self(h); /* the next user is another */
     struct entry *entry = h->pool_entry;
     struct entries expired = TAILQ_HEAD_INITIALIZER(expired);
     struct entries looked = TAILQ_HEAD_INITIALIZER(looked);

@@ -1,7 +1,9 @@
 /* What goes out: each public request function puts its options into one frame. */
+#include <endian.h>
 #include <errno.h>
 #include <math.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "lib/cleanup.h"
@@ -222,6 +224,77 @@ int hearth_unload(struct hearth *h, const char *model, hearth_reply_fn fn, void 
                   uint64_t *ret_id)
 {
     return simple(h, WIRE_UNLOAD, TAG_MODEL, model, 0, fn, userdata, ret_id);
+}
+
+/* The first version of the struct ended here. */
+#define SET_MIN_BYTES (offsetof(struct hearth_set, keep_alive_us) + sizeof(uint64_t))
+
+int hearth_set(struct hearth *h, const struct hearth_set *set, hearth_reply_fn fn, void *userdata,
+               uint64_t *ret_id)
+{
+    struct request *request;
+    const char *bytes = (const char *)set;
+    if (set->size < SET_MIN_BYTES)
+        return refuse(h, "hearth_set.size is not set: start from HEARTH_SET_INIT");
+    for (size_t i = sizeof(*set); i < set->size; i++)
+        if (bytes[i])
+            return refuse(h, "hearth_set has values that this libhearth does not know");
+    if (!set->model)
+        return refuse(h, "a model is needed");
+    int r = client_request_begin(h, WIRE_SET, fn, userdata, &request);
+    if (r < 0)
+        return r;
+    wire_put_text(&h->out, TAG_MODEL, set->model);
+    if (set->has_preload)
+        wire_put_number(&h->out, TAG_PRELOAD, set->preload);
+    if (set->has_pinned)
+        wire_put_number(&h->out, TAG_PINNED, set->pinned);
+    if (set->has_keep_alive)
+        wire_put_number(&h->out, TAG_KEEP_ALIVE_US, set->keep_alive_us);
+    return client_request_end(h, request, ret_id);
+}
+
+int hearth_hold(struct hearth *h, const char *model, hearth_reply_fn fn, void *userdata,
+                uint64_t *ret_id)
+{
+    return simple(h, WIRE_HOLD, TAG_MODEL, model, 0, fn, userdata, ret_id);
+}
+
+int hearth_reload(struct hearth *h, hearth_reply_fn fn, void *userdata, uint64_t *ret_id)
+{
+    return simple(h, WIRE_RELOAD, 0, NULL, 0, fn, userdata, ret_id);
+}
+
+int hearth_subscribe(struct hearth *h, const char *what, hearth_reply_fn fn, void *userdata,
+                     uint64_t *ret_id)
+{
+    return simple(h, WIRE_SUBSCRIBE, TAG_NAME, what, 0, fn, userdata, ret_id);
+}
+
+int hearth_act_for(struct hearth *h, uint32_t uid, const uint32_t *gids, size_t n_gids)
+{
+    if (n_gids > HEARTH_MAX_GROUPS)
+        return fault_set(&h->message, -E2BIG, "more than %u groups: leave some out",
+                         HEARTH_MAX_GROUPS);
+    size_t bytes = sizeof(uint32_t) * (1 + n_gids);
+    uint8_t *acting = malloc(bytes);
+    if (!acting)
+        return fault_set(&h->message, -ENOMEM, "no memory for an identity");
+    for (size_t i = 0; i <= n_gids; i++) {
+        uint32_t word = htole32(i == 0 ? uid : gids[i - 1]);
+        memcpy(acting + sizeof(word) * i, &word, sizeof(word));
+    }
+    free(h->acting);
+    h->acting = acting;
+    h->acting_bytes = bytes;
+    return 0;
+}
+
+void hearth_act_for_self(struct hearth *h)
+{
+    free(h->acting);
+    h->acting = NULL;
+    h->acting_bytes = 0;
 }
 
 int hearth_status(struct hearth *h, hearth_reply_fn fn, void *userdata, uint64_t *ret_id)
