@@ -193,12 +193,24 @@ static int leading_options(struct cli *cli, const struct cli_command *commands, 
     return at;
 }
 
+/* The first errno of stdout: later writes may fail without one. */
+static int output_error;
+
+bool cli_flush(void)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return true;
+    if (output_error == 0)
+        output_error = errno ? errno : EIO;
+    return false;
+}
+
 /* What was printed must have arrived: a full disk is a failure. */
 static int flushed(int exit_code)
 {
-    if (fflush(stdout) == 0 && !ferror(stdout))
+    if (cli_flush())
         return exit_code;
-    return cli_error("cannot write the output: %s", strerror(errno));
+    return cli_error("cannot write the output: %s", strerror(output_error));
 }
 
 int cli_main(const struct cli_command *commands, size_t n_commands, int argc, char **argv)

@@ -54,6 +54,10 @@ bool cli_parse(struct cli *cli, const struct option *options, size_t n_options, 
 __attribute__((format(printf, 1, 2))) int cli_error(const char *format, ...);
 __attribute__((format(printf, 1, 2))) int cli_usage(const char *format, ...);
 
+/* Sends on what was printed so far. False once stdout takes no more: a command that would go on
+ * printing ends then, and cli_main() says why. */
+bool cli_flush(void);
+
 /* ---- a session: one connection, interruptible ---- */
 
 /* How a request ended. */
@@ -77,6 +81,17 @@ void cli_note_end(struct cli_end *end, const struct hearth_reply *reply);
  * ends are waited for briefly. CLI_DONE (whatever the requests' ends), CLI_FAILED once the
  * connection is lost (their ends say so), CLI_INTERRUPTED. */
 int cli_run(struct hearth *h, const uint64_t *ids, size_t n);
+/* Input that a command takes while requests live. `fd` is -1 while none is wanted; `ready` is called
+ * when a read would not block, and may start requests and set `fd`. */
+struct cli_input {
+    int fd;
+    void (*ready)(struct cli_input *input);
+};
+/* The same, and goes on while input is wanted. The ids are read when Ctrl-C comes: those of requests
+ * that have ended do no harm. */
+int cli_run_input(struct hearth *h, const uint64_t *ids, size_t n, struct cli_input *input);
+/* Monotonic. */
+uint64_t cli_now_us(void);
 /* Whether Ctrl-C has been pressed. */
 bool cli_interrupted(void);
 /* Prints how a request failed: its exit code (CLI_DONE where it did not). */
@@ -91,6 +106,7 @@ int cli_check_model(const char *name);
 
 /* ---- commands ---- */
 int cli_run_model(struct cli *cli, int argc, char **argv);
+int cli_embed(struct cli *cli, int argc, char **argv);
 int cli_tokenize(struct cli *cli, int argc, char **argv);
 int cli_warm(struct cli *cli, int argc, char **argv);
 int cli_unload(struct cli *cli, int argc, char **argv);

@@ -11,6 +11,10 @@ static const struct cli_command commands[] = {
      "shown\n"
      "as \\xNN; a pipe gets the bytes as they are. Ctrl-C stops the daemon's work too.\n",
      true},
+    {"embed", cli_embed, "MODEL [TEXT]", "print the vector of a text",
+     "A JSON array a line, of length 1. Without TEXT each line of standard input is a text, and the\n"
+     "n-th line of the output is its vector, or null where it failed.\n",
+     false},
     {"tokenize", cli_tokenize, "MODEL [TEXT]", "print the token ids of a text",
      "The ids stand on one line, without a begin-of-sequence token; special tokens in the text "
      "are\n"

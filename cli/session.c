@@ -110,49 +110,56 @@ int cli_refused(const struct hearth *h, int error)
     return cli_error("%s", *message ? message : strerror(-error));
 }
 
-static uint64_t now_us(void)
+uint64_t cli_now_us(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (uint64_t)ts.tv_sec * 1000000u + (uint64_t)ts.tv_nsec / 1000u;
 }
 
-/* Waits for the daemon or for Ctrl-C; false once `deadline_us` has passed. */
-static bool wait_for_news(struct hearth *h, uint64_t deadline_us)
+/* Waits for the daemon, for input or for Ctrl-C; false once `deadline_us` has passed. */
+static bool wait_for_news(struct hearth *h, struct cli_input *input, uint64_t deadline_us)
 {
     struct pollfd fds[] = {
         {.fd = hearth_fd(h), .events = hearth_events(h)},
         /* Once it has woken us it would do so for ever. */
         {.fd = interrupted ? -1 : wake_pipe[0], .events = POLLIN},
+        {.fd = input && !interrupted ? input->fd : -1, .events = POLLIN},
     };
     int timeout_ms = -1;
     if (deadline_us != UINT64_MAX) {
-        uint64_t now = now_us();
+        uint64_t now = cli_now_us();
         if (now >= deadline_us)
             return false;
         timeout_ms = (int)((deadline_us - now + 999) / 1000);
     }
-    poll(fds, ELEMENTSOF(fds), timeout_ms);
+    if (poll(fds, ELEMENTSOF(fds), timeout_ms) > 0 && fds[2].revents && !interrupted)
+        input->ready(input);
     return true;
 }
 
-int cli_run(struct hearth *h, const uint64_t *ids, size_t n)
+int cli_run_input(struct hearth *h, const uint64_t *ids, size_t n, struct cli_input *input)
 {
     uint64_t deadline_us = UINT64_MAX;
     bool cancelled = false;
-    while (hearth_in_flight(h) > 0) {
+    while (hearth_in_flight(h) > 0 || (input && input->fd >= 0 && !interrupted)) {
         if (interrupted && !cancelled) {
             for (size_t i = 0; i < n; i++)
                 hearth_cancel(h, ids[i]);
             cancelled = true;
-            deadline_us = now_us() + CANCEL_WAIT_US;
+            deadline_us = cli_now_us() + CANCEL_WAIT_US;
         }
-        if (!wait_for_news(h, deadline_us))
+        if (!wait_for_news(h, input, deadline_us))
             break;
         if (hearth_dispatch(h) < 0)
             return interrupted ? CLI_INTERRUPTED : CLI_FAILED;
     }
     return interrupted ? CLI_INTERRUPTED : CLI_DONE;
+}
+
+int cli_run(struct hearth *h, const uint64_t *ids, size_t n)
+{
+    return cli_run_input(h, ids, n, NULL);
 }
 
 /* ---- arguments ---- */

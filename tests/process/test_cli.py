@@ -33,7 +33,7 @@ def without_a_daemon_a_look_says_inactive_and_work_says_how_to_start(t):
     rows = [r.split()[:2] for r in t.run("hearth", "models", "--socket", s).out.splitlines()]
     expect(rows == [["NAME", "STATE"], ["ember", "cold"], ["tiny", "cold"]], f"{rows}")
     for command in (("run", "ember", "hi"), ("stats",), ("warm", "ember"), ("unload", "ember"),
-                    ("tokenize", "ember", "hi")):
+                    ("tokenize", "ember", "hi"), ("embed", "ember", "hi")):
         r = t.run("hearth", *command, "--socket", s, code=3)
         expect(r.out == "" and f"no daemon at {s}: start it with" in r.err, f"{r}")
     expect(not s.exists(), "a look started something")
@@ -53,7 +53,7 @@ def usage_errors_say_what_is_wrong(t):
 
 @test
 def every_command_explains_itself(t):
-    for name in ("run", "tokenize", "warm", "unload", "models", "status", "stats"):
+    for name in ("run", "embed", "tokenize", "warm", "unload", "models", "status", "stats"):
         r = t.run("hearth", name, "--help")
         expect(f"usage: hearth {name}" in r.out and "--socket PATH" in r.out, f"{r}")
         expect(t.run("hearth", "help", name).out == r.out, "help NAME is another")
@@ -147,3 +147,56 @@ def a_reader_that_leaves_ends_it_quietly(t):
     expect(p.stderr.read() == b"", "it said something")
     wait_for(lambda: json.loads(d.hearth("status", "--json").out)["info"]["requests_live"] == 0,
              "the daemon to have no request")
+
+
+@test
+def embed_prints_a_vector_of_length_1_for_each_line(t):
+    d = warm_daemon(t)
+    one = json.loads(d.hearth("embed", "ember", "a fox").out)
+    expect(abs(sum(x * x for x in one) - 1) < 1e-5, f"length {sum(x * x for x in one)}")
+    lines = [f"line {i % 7}" for i in range(300)]
+    out = d.hearth("embed", "ember", input="\n".join(lines)).out  # the last one without a newline
+    vectors = out.splitlines()
+    expect(len(vectors) == len(lines), f"{len(vectors)} vectors of {len(lines)} lines")
+    expect(len(set(vectors)) == 7 and all(vectors[i] == vectors[i % 7] for i in range(300)), "order")
+    expect(d.hearth("embed", "ember", input="").out == "", "of nothing comes something")
+
+
+@test
+def embed_answers_a_line_before_the_next_one_is_there(t):
+    d = warm_daemon(t)
+    p = t.start("hearth", "embed", "--socket", d.socket, "ember", stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE)
+    for line in (b"one\n", b"\n", b"two\n"):
+        p.stdin.write(line)
+        p.stdin.flush()
+        expect(json.loads(p.stdout.readline()), "no vector")
+    p.stdin.close()
+    expect(p.wait(20) == 0 and p.stdout.read() == b"", f"exit status {p.returncode}")
+
+
+@test
+def a_line_that_cannot_be_embedded_keeps_its_place(t):
+    d = warm_daemon(t)
+    r = d.hearth("embed", "ember", input="a\n" + "x" * 2_000_000 + "\nb\n", code=1)
+    rows = [json.loads(line) for line in r.out.splitlines()]
+    expect([row is None for row in rows] == [False, True, False], f"{r}")
+    expect("line 2: the request is larger" in r.err, f"{r}")
+    r = d.hearth("embed", "ember", input="a\n" + "x" * 17_000_000 + "\nb\n", code=1)
+    expect(r.out.count("\n") == 1 and "line 2 is longer than" in r.err, f"{r.err}")
+
+
+@test
+def ctrl_c_and_a_full_disk_end_an_endless_embed(t):
+    d = warm_daemon(t)
+    p = t.start("hearth", "embed", "--socket", d.socket, "ember", stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE)
+    p.stdin.write(b"x\n" * 10)
+    p.stdin.flush()
+    p.stdout.readline()
+    p.send_signal(signal.SIGINT)
+    expect(p.wait(20) == 130, f"exit status {p.returncode}")
+    yes = t.start("yes", stdout=subprocess.PIPE)
+    with open("/dev/full", "wb") as full:
+        p = t.start("hearth", "embed", "--socket", d.socket, "ember", stdin=yes.stdout, stdout=full)
+        expect(p.wait(20) == 1, f"exit status {p.returncode}")
