@@ -1,4 +1,4 @@
-#include "daemon/model/registry.h"
+#include "daemon/model/registry_internal.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -29,25 +29,6 @@
 
 enum message_kind { MESSAGE_BEGUN, MESSAGE_DONE };
 
-struct registry {
-    struct registry_options options;
-    struct loader_options loader_options;
-    struct loader *loader;
-    struct queue *queue;
-    struct model_entry *entries; /* uthash, sorted by name */
-    uint64_t freeing_bytes;      /* of models whose memory is being given back */
-    uint64_t scanned_us;
-    struct load_task *scan; /* the look that is under way */
-    uint64_t turns;         /* given out so far */
-    bool room_wanted;       /* somebody is queued until there is room */
-    bool shutting_down;
-};
-
-static uint64_t now_us(const struct registry *registry)
-{
-    return clock_now_us(registry->options.clock);
-}
-
 const char *model_state_name(enum model_state state)
 {
     static const char *const names[] = {
@@ -58,12 +39,13 @@ const char *model_state_name(enum model_state state)
     return names[state];
 }
 
-static void set_state(struct registry *registry, struct model_entry *entry, enum model_state state)
+void registry_set_state(struct registry *registry, struct model_entry *entry,
+                        enum model_state state)
 {
     uint64_t ready = 0;
 
     entry->state = state;
-    entry->state_since_us = now_us(registry);
+    entry->state_since_us = registry_now_us(registry);
     for (struct model_entry *e = registry->entries; e; e = e->hh.next)
         ready += e->state == MODEL_READY;
     metrics_set(registry->options.metrics, M_MODELS_READY, ready);
@@ -123,7 +105,7 @@ static int entry_update(struct registry *registry, struct catalog_item *item)
         if (!entry)
             return -ENOMEM;
         memcpy(entry->name, item->name, sizeof(entry->name));
-        entry->state_since_us = now_us(registry);
+        entry->state_since_us = registry_now_us(registry);
         HASH_ADD_STR(registry->entries, name, entry);
     }
     entry->gone = false;
@@ -183,7 +165,7 @@ static void scan_done(struct registry *registry, struct load_task *task)
 
 bool registry_rescan(struct registry *registry, bool force)
 {
-    uint64_t now = now_us(registry);
+    uint64_t now = registry_now_us(registry);
 
     if (registry->scan)
         return true;
@@ -200,14 +182,14 @@ bool registry_rescan(struct registry *registry, bool force)
 
 /* ---- loading ---- */
 
-static void load_failed(struct registry *registry, struct model_entry *entry, enum wire_code code,
-                        const char *sentence)
+void registry_fail(struct registry *registry, struct model_entry *entry, enum wire_code code,
+                   const char *sentence)
 {
     entry->code = code;
     entry->reserved_bytes = 0;
     entry->again = entry->leaving = false;
     snprintf(entry->error, sizeof(entry->error), "%s", sentence);
-    set_state(registry, entry, MODEL_FAILED);
+    registry_set_state(registry, entry, MODEL_FAILED);
 }
 
 static uint64_t file_bytes(const struct model_entry *entry)
@@ -227,7 +209,7 @@ static void start_task(struct registry *registry, struct model_entry *entry)
         task->path = strdup(entry->path);
     if (!task || (entry->path && !task->path)) {
         load_task_free(task);
-        load_failed(registry, entry, CODE_NO_MEMORY, "no memory for the load");
+        registry_fail(registry, entry, CODE_NO_MEMORY, "no memory for the load");
         return;
     }
     task->priority = entry->priority;
@@ -238,7 +220,7 @@ static void start_task(struct registry *registry, struct model_entry *entry)
     task->context_tokens = entry->config ? entry->config->context : 0;
     entry->task = task;
     entry->progress_bytes = 0;
-    entry->progress_at_us = now_us(registry);
+    entry->progress_at_us = registry_now_us(registry);
     if (registry->options.config->loading.async) {
         loader_submit(registry->loader, task);
     } else {
@@ -251,7 +233,7 @@ static void start_task(struct registry *registry, struct model_entry *entry)
 static size_t list_residents(const struct registry *registry, const struct model_entry *but,
                              struct resident *residents, struct model_entry **entries)
 {
-    bool impatient = now_us(registry) - but->state_since_us >= ROOM_PATIENCE_US;
+    bool impatient = registry_now_us(registry) - but->state_since_us >= ROOM_PATIENCE_US;
     size_t n = 0;
 
     for (struct model_entry *e = registry->entries; e; e = e->hh.next) {
@@ -282,7 +264,7 @@ static void start_when_room(struct registry *registry, struct model_entry *entry
     char sentence[FAULT_TEXT_BYTES];
 
     if (!residents || !entries || !evict) {
-        load_failed(registry, entry, CODE_NO_MEMORY, "no memory for the load");
+        registry_fail(registry, entry, CODE_NO_MEMORY, "no memory for the load");
         return;
     }
     n = list_residents(registry, entry, residents, entries);
@@ -303,7 +285,7 @@ static void start_when_room(struct registry *registry, struct model_entry *entry
                  " MiB are in use; unload a model or raise the budget",
                  entry->name, need >> 20, registry->options.budget_bytes >> 20,
                  registry_loaded_bytes(registry) >> 20);
-        load_failed(registry, entry, CODE_NO_MEMORY, sentence);
+        registry_fail(registry, entry, CODE_NO_MEMORY, sentence);
         break;
     }
 }
@@ -334,7 +316,7 @@ static void start_in_turn(struct registry *registry)
 }
 
 /* Room may have come free. */
-static void start_waiting(struct registry *registry)
+void registry_start_waiting(struct registry *registry)
 {
     if (!registry->room_wanted)
         return;
@@ -387,7 +369,7 @@ int registry_want(struct registry *registry, struct model_entry *entry, enum loa
     entry->priority = priority;
     entry->error[0] = 0;
     entry->turn = ++registry->turns;
-    set_state(registry, entry, MODEL_QUEUED);
+    registry_set_state(registry, entry, MODEL_QUEUED);
     start_when_room(registry, entry);
     if (entry->state == MODEL_FAILED)
         return -EIO;
@@ -400,7 +382,7 @@ static void go_cold(struct registry *registry, struct model_entry *entry)
     entry->wanted = entry->again && entry->wanted;
     entry->reserved_bytes = 0;
     /* Whoever waits for it reads in `again` that it comes back. */
-    set_state(registry, entry, MODEL_COLD);
+    registry_set_state(registry, entry, MODEL_COLD);
     if (entry->again) {
         entry->again = false;
         entry->wanted = true;
@@ -427,15 +409,15 @@ static void load_done(struct registry *registry, struct model_entry *entry, stru
     entry->leaving = load_cancelled(task) && !entry->again;
     entry->again = false;
     if (task->error < 0) {
-        load_failed(registry, entry, task->error == -ENOMEM ? CODE_NO_MEMORY : CODE_LOAD_FAILED,
-                    task->fault.text);
+        registry_fail(registry, entry, task->error == -ENOMEM ? CODE_NO_MEMORY : CODE_LOAD_FAILED,
+                      task->fault.text);
         return;
     }
     entry->model = TAKE_PTR(task->model);
     entry->loaded_bytes = atomic_load(&task->progress.total_bytes);
     info = model_info(entry->model);
     entry->reserved_bytes = info->weight_bytes + info->other_bytes;
-    set_state(registry, entry, MODEL_WARMING);
+    registry_set_state(registry, entry, MODEL_WARMING);
     if (registry->options.ops.attach(registry->options.ops.userdata, entry) < 0)
         registry_warmed(registry, entry, "no memory for the model's lane");
 }
@@ -463,12 +445,12 @@ void registry_warmed(struct registry *registry, struct model_entry *entry, const
         char sentence[FAULT_TEXT_BYTES];
         snprintf(sentence, sizeof(sentence), "%s", error);
         free_model(registry, entry);
-        load_failed(registry, entry, CODE_LOAD_FAILED, sentence);
-        start_waiting(registry);
+        registry_fail(registry, entry, CODE_LOAD_FAILED, sentence);
+        registry_start_waiting(registry);
         return;
     }
-    entry->last_used_us = now_us(registry);
-    set_state(registry, entry, MODEL_READY);
+    entry->last_used_us = registry_now_us(registry);
+    registry_set_state(registry, entry, MODEL_READY);
     if (entry->leaving || registry->shutting_down)
         registry_unload(registry, entry);
 }
@@ -479,7 +461,7 @@ void registry_detached(struct registry *registry, struct model_entry *entry)
     metrics_add(registry->options.metrics, M_UNLOADS, 1);
     free_model(registry, entry);
     go_cold(registry, entry);
-    start_waiting(registry);
+    registry_start_waiting(registry);
 }
 
 void registry_unload(struct registry *registry, struct model_entry *entry)
@@ -497,8 +479,8 @@ void registry_unload(struct registry *registry, struct model_entry *entry)
     case MODEL_WARMING: entry->leaving = true; break;
     case MODEL_READY:
         entry->again = entry->leaving = false;
-        entry->deadline_us = now_us(registry) + registry->options.config->drain_timeout_us;
-        set_state(registry, entry, MODEL_DRAINING);
+        entry->deadline_us = registry_now_us(registry) + registry->options.config->drain_timeout_us;
+        registry_set_state(registry, entry, MODEL_DRAINING);
         if (entry->in_use == 0)
             registry->options.ops.detach(registry->options.ops.userdata, entry);
         break;
@@ -530,7 +512,7 @@ void registry_use(struct registry *registry, struct model_entry *entry, uint32_t
 {
     entry->in_use++;
     entry->requests++;
-    entry->last_used_us = now_us(registry);
+    entry->last_used_us = registry_now_us(registry);
     note_user(entry, uid, entry->last_used_us);
 }
 
@@ -538,19 +520,19 @@ void registry_unuse(struct registry *registry, struct model_entry *entry)
 {
     assert(entry->in_use > 0);
     entry->in_use--;
-    entry->last_used_us = now_us(registry);
+    entry->last_used_us = registry_now_us(registry);
     if (entry->in_use > 0)
         return;
     if (entry->state == MODEL_DRAINING)
         registry->options.ops.detach(registry->options.ops.userdata, entry);
     else
-        start_waiting(registry);
+        registry_start_waiting(registry);
 }
 
 bool registry_used_by_others(const struct registry *registry, const struct model_entry *entry,
                              uint32_t uid)
 {
-    uint64_t now = now_us(registry);
+    uint64_t now = registry_now_us(registry);
 
     for (uint32_t i = 0; i < entry->n_users; i++)
         if (entry->users[i].uid != uid && now - entry->users[i].at_us < MODEL_RECENT_US)
@@ -588,7 +570,7 @@ static void take_done(struct registry *registry, struct load_task *task)
     case TASK_CALL: scan_done(registry, task); break;
     case TASK_FREE:
         registry->freeing_bytes -= task->memory_bytes;
-        start_waiting(registry);
+        registry_start_waiting(registry);
         break;
     case TASK_LOAD:
         /* One given up after its time limit has no entry any more. */
@@ -613,7 +595,7 @@ void registry_dispatch(struct registry *registry)
             take_done(registry, task);
         else if (task->kind == TASK_LOAD && entry && entry->task == task &&
                  entry->state == MODEL_QUEUED)
-            set_state(registry, entry, MODEL_LOADING);
+            registry_set_state(registry, entry, MODEL_LOADING);
     }
 }
 
@@ -638,12 +620,12 @@ static void check_progress(struct registry *registry, struct model_entry *entry,
     entry->task->subject = NULL;
     entry->task = NULL;
     entry->identity = (struct file_identity){0}; /* the file may be well: it may be tried again */
-    load_failed(registry, entry, CODE_LOAD_FAILED, sentence);
+    registry_fail(registry, entry, CODE_LOAD_FAILED, sentence);
 }
 
 void registry_tick(struct registry *registry)
 {
-    uint64_t now = now_us(registry);
+    uint64_t now = registry_now_us(registry);
     struct model_entry *entry, *next;
 
     HASH_ITER (hh, registry->entries, entry, next) {
@@ -710,7 +692,7 @@ int registry_new(const struct registry_options *options, struct registry **ret_r
         registry_free(registry);
         return r;
     }
-    registry->scanned_us = now_us(registry);
+    registry->scanned_us = registry_now_us(registry);
     *ret_registry = registry;
     return 0;
 }

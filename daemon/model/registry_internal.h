@@ -1,0 +1,38 @@
+/* What the files of the registry share: its state, and the steps from one state to the next.
+ *
+ * registry.c has the entries, their states and their loads; what else there is about them has a
+ * file of its own, registry_<noun>.c. Nobody outside of these includes it. Thread: the reactor. */
+#ifndef HEARTH_MODEL_REGISTRY_INTERNAL_H
+#define HEARTH_MODEL_REGISTRY_INTERNAL_H
+
+#include "daemon/model/registry.h"
+
+struct registry {
+    struct registry_options options;
+    struct loader_options loader_options;
+    struct loader *loader;
+    struct queue *queue;
+    struct model_entry *entries; /* uthash, sorted by name */
+    uint64_t freeing_bytes;      /* of models whose memory is being given back */
+    uint64_t scanned_us;
+    struct load_task *scan; /* the look that is under way */
+    uint64_t turns;         /* given out so far */
+    bool room_wanted;       /* somebody is queued until there is room */
+    bool shutting_down;
+};
+
+static inline uint64_t registry_now_us(const struct registry *registry)
+{
+    return clock_now_us(registry->options.clock);
+}
+
+/* Tells the upper side, which may want or unload the model at once: look at the state again. */
+void registry_set_state(struct registry *registry, struct model_entry *entry,
+                        enum model_state state);
+/* The load is over, or never began: `failed`, with that sentence. */
+void registry_fail(struct registry *registry, struct model_entry *entry, enum wire_code code,
+                   const char *sentence);
+/* Room may have come free: those that wait for it try again, in their turn. */
+void registry_start_waiting(struct registry *registry);
+
+#endif
