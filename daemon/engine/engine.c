@@ -104,6 +104,11 @@ static int sequence_widen(struct sequence *sequence, uint32_t n_tiles)
     return 0;
 }
 
+static uint64_t bytes_of_tiles(const struct model *model, uint32_t n_tiles)
+{
+    return (uint64_t)n_tiles * model->hparams.n_layers * model->kv.page_bytes;
+}
+
 static void give_tiles(struct sequence *sequence, uint32_t first, uint32_t n_tiles)
 {
     struct model *model = sequence->model;
@@ -111,6 +116,7 @@ static void give_tiles(struct sequence *sequence, uint32_t first, uint32_t n_til
     for (uint32_t layer = model->hparams.n_layers; layer-- > 0;)
         kv_give(&model->kv, n_tiles - first,
                 sequence->pages + (size_t)layer * sequence->tile_stride + first);
+    sequence->account->bytes -= bytes_of_tiles(model, n_tiles - first);
 }
 
 /* Pages of all layers for the tiles from n_tiles on: all or none. */
@@ -129,6 +135,7 @@ static int take_tiles(struct sequence *sequence, uint32_t n_tiles)
             return r;
         }
     }
+    sequence->account->bytes += bytes_of_tiles(model, n_tiles - first);
     sequence->n_tiles = n_tiles;
     return 0;
 }
@@ -158,8 +165,7 @@ int sequence_reserve(struct sequence *sequence, uint32_t n_tokens)
         r = sequence_widen(sequence, n_tiles);
         if (r < 0)
             return r;
-        bytes = (uint64_t)(n_tiles - sequence->n_tiles) * model->hparams.n_layers *
-                model->kv.page_bytes;
+        bytes = bytes_of_tiles(model, n_tiles - sequence->n_tiles);
         while ((r = take_tiles(sequence, n_tiles)) == -EAGAIN)
             if (!prefix_reclaim(&sequence->engine->prefixes, bytes))
                 return r;
@@ -177,9 +183,7 @@ uint32_t sequence_room(const struct sequence *sequence)
 
 uint64_t sequence_bytes(const struct sequence *sequence)
 {
-    const struct model *model = sequence->model;
-
-    return (uint64_t)sequence->n_tiles * model->hparams.n_layers * model->kv.page_bytes;
+    return bytes_of_tiles(sequence->model, sequence->n_tiles);
 }
 
 /* ---- shared tiles ---- */
@@ -227,7 +231,7 @@ static int attach_prefix(struct sequence *sequence, struct prefix *last)
     if (r < 0)
         return r;
     for (struct prefix *p = last; p; p = p->parent) {
-        prefix_use(cache, p);
+        prefix_use(cache, p, sequence->account);
         for (uint32_t layer = 0; layer < n_layers; layer++)
             sequence->pages[(size_t)layer * sequence->tile_stride + p->tile] = p->pages[layer];
     }
@@ -243,7 +247,7 @@ static bool share_tile(struct sequence *sequence, const int32_t *ids, uint64_t h
 {
     struct prefix *prefix = prefix_insert(
         &sequence->engine->prefixes, sequence->model, sequence->owner, sequence->prefix, ids, hash,
-        maker, sequence->pages + sequence->n_shared, sequence->tile_stride);
+        maker, sequence->account, sequence->pages + sequence->n_shared, sequence->tile_stride);
 
     if (!prefix)
         return false;
@@ -300,7 +304,7 @@ static void keep_tiles(struct sequence *sequence, const int32_t *ids)
         if (there->maker)
             return;
         give_tiles(sequence, sequence->n_shared, sequence->n_shared + 1);
-        prefix_use(cache, there);
+        prefix_use(cache, there, sequence->account);
         sequence->prefix = there;
         sequence->n_shared++;
     }
@@ -369,6 +373,7 @@ int sequence_begin(struct engine *engine, struct model *model, const struct sequ
     sequence->prefix = NULL;
     sequence->shares = start->share;
     sequence->owner = start->owner;
+    sequence->account = start->account ? start->account : &engine->nobody;
     if (last)
         r = attach_prefix(sequence, last);
     if (r == 0)

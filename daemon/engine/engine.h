@@ -93,14 +93,21 @@ void engine_forget_prefixes(struct engine *engine, struct model *model);
  * -EINVAL: the model was loaded for other kernels, or has sequences in another engine. */
 int sequence_new(struct engine *engine, struct model *model, uint32_t reserve_tokens,
                  struct sequence **ret_sequence);
+/* What one payer holds, counted by the engine: the pages of his sequences; a shared tile once, at
+ * who made it or, where nobody used it any more, took it up again. Outlives the engine. */
+struct kv_account {
+    uint64_t bytes;
+};
+
 /* How a sequence begins that shares what it has in common with others of its owner. */
 struct sequence_start {
-    uint32_t reserve_tokens; /* as for sequence_new() */
-    uint32_t most_tokens;    /* it may grow to: -ENOSPC when the whole budget would not do */
-    bool share;              /* look for the ids' prefix, and let others have what it computes */
-    uint32_t owner;          /* with whom it shares: a uid, or one number for all */
-    const int32_t *ids;      /* what it will be fed first, not longer than the reservation; only
-                                read in the call */
+    uint32_t reserve_tokens;    /* as for sequence_new() */
+    uint32_t most_tokens;       /* it may grow to: -ENOSPC when the whole budget would not do */
+    bool share;                 /* look for the ids' prefix, and let others have what it computes */
+    uint32_t owner;             /* with whom it shares: a uid, or one number for all */
+    struct kv_account *account; /* who pays for its pages; NULL: nobody */
+    const int32_t *ids;         /* what it will be fed first, not longer than the reservation; only
+                                   read in the call */
     uint32_t n_ids;
 };
 

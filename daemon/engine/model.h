@@ -18,7 +18,8 @@ struct engine {
     struct kv_pool *pool;
     struct team *team;
     uint64_t n_sequences;
-    uint64_t n_begun; /* sequences so far */
+    uint64_t n_begun;         /* sequences so far */
+    struct kv_account nobody; /* of sequences without a payer */
     struct prefix_cache prefixes;
     /* one block of attention scratch a thread, grown as contexts ask for it */
     uint8_t *scratch;
@@ -36,9 +37,10 @@ struct sequence {
     uint64_t serial; /* the engine's count when it began; 0: idle */
     bool shares;
     uint32_t owner;
-    struct prefix *prefix;  /* the last of its first n_shared tiles, which it only uses */
-    uint32_t n_shared;      /* the others' pages are its own */
-    uint32_t n_shared_done; /* of these, computed */
+    struct kv_account *account; /* never NULL */
+    struct prefix *prefix;      /* the last of its first n_shared tiles, which it only uses */
+    uint32_t n_shared;          /* the others' pages are its own */
+    uint32_t n_shared_done;     /* of these, computed */
     bool in_step;
     uint32_t pooled_length; /* positions that `pooled` sums */
     float *pooled;          /* n_embd; NULL until ROW_POOLED was asked of it */

@@ -81,7 +81,8 @@ struct prefix *prefix_find(const struct prefix_cache *cache, const struct model 
 
 struct prefix *prefix_insert(struct prefix_cache *cache, struct model *model, uint32_t owner,
                              struct prefix *parent, const int32_t *ids, uint64_t hash,
-                             const struct sequence *maker, void *const *pages, size_t stride)
+                             const struct sequence *maker, struct kv_account *payer,
+                             void *const *pages, size_t stride)
 {
     uint32_t n_layers = model->hparams.n_layers;
     struct prefix *prefix, **bucket;
@@ -101,6 +102,7 @@ struct prefix *prefix_insert(struct prefix_cache *cache, struct model *model, ui
         .owner = owner,
         .tile = parent ? parent->tile + 1 : 0,
         .n_users = 1,
+        .payer = payer,
     };
     memcpy(prefix->ids, ids, sizeof(prefix->ids));
     for (uint32_t layer = 0; layer < n_layers; layer++)
@@ -158,11 +160,14 @@ static void prefix_drop(struct prefix_cache *cache, struct prefix *prefix)
     free(prefix);
 }
 
-void prefix_use(struct prefix_cache *cache, struct prefix *prefix)
+void prefix_use(struct prefix_cache *cache, struct prefix *prefix, struct kv_account *payer)
 {
     assert(!prefix->maker);
-    if (prefix->n_users++ == 0)
-        unused_remove(cache, prefix);
+    if (prefix->n_users++ > 0)
+        return;
+    unused_remove(cache, prefix);
+    prefix->payer = payer;
+    payer->bytes += tile_bytes(prefix->model);
 }
 
 void prefix_let_go(struct prefix_cache *cache, struct prefix *last)
@@ -172,6 +177,7 @@ void prefix_let_go(struct prefix_cache *cache, struct prefix *last)
         assert(prefix->n_users > 0);
         if (--prefix->n_users > 0)
             continue;
+        prefix->payer->bytes -= tile_bytes(prefix->model);
         if (prefix->maker)
             prefix_drop(cache, prefix);
         else

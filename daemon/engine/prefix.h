@@ -20,6 +20,7 @@
 
 #include "daemon/engine/kernels.h"
 
+struct kv_account;
 struct model;
 struct prefix;
 struct sequence;
@@ -39,8 +40,9 @@ struct prefix {
     struct model *model;
     const struct sequence *maker; /* is computing it; NULL: it is there */
     uint64_t hash;
-    uint32_t owner, tile; /* its place in the chain */
-    uint32_t n_users;     /* sequences */
+    uint32_t owner, tile;     /* its place in the chain */
+    uint32_t n_users;         /* sequences */
+    struct kv_account *payer; /* while used */
     int32_t ids[KV_TILE];
     void *pages[]; /* one a layer */
 };
@@ -52,13 +54,14 @@ void prefix_cache_done(struct prefix_cache *cache);
 struct prefix *prefix_find(const struct prefix_cache *cache, const struct model *model,
                            uint32_t owner, const struct prefix *parent, const int32_t *ids,
                            uint64_t *ret_hash);
-/* A new one with one user, which owns the pages from now on: every `stride`-th of `pages`. NULL:
- * no memory. */
+/* A new one with one user, which owns the pages from now on: every `stride`-th of `pages`, already
+ * counted at the payer. NULL: no memory. */
 struct prefix *prefix_insert(struct prefix_cache *cache, struct model *model, uint32_t owner,
                              struct prefix *parent, const int32_t *ids, uint64_t hash,
-                             const struct sequence *maker, void *const *pages, size_t stride);
-/* One user more. */
-void prefix_use(struct prefix_cache *cache, struct prefix *prefix);
+                             const struct sequence *maker, struct kv_account *payer,
+                             void *const *pages, size_t stride);
+/* One user more, who pays where there was none. */
+void prefix_use(struct prefix_cache *cache, struct prefix *prefix, struct kv_account *payer);
 /* One user less, of `last` and all before it. Those that were not computed are gone with their
  * maker. */
 void prefix_let_go(struct prefix_cache *cache, struct prefix *last);

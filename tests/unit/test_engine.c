@@ -775,6 +775,46 @@ Test(engine, prefixes_go_with_their_model)
     bed_done(&bed);
 }
 
+/* Whatever is shared, taken up again or given back: the payers hold together what is used. */
+Test(engine, every_page_in_use_has_one_payer)
+{
+    struct sequence *live[6] = {NULL};
+    struct kv_account accounts[2] = {{0}};
+    int32_t ids[3][LONG_TEXT];
+    struct engine_kv_stats kv;
+    struct bed bed;
+
+    prefix_bed(&bed);
+    for (uint32_t i = 0; i < 3; i++) {
+        fill_ids(ids[i], LONG_TEXT, i == 2 ? 1 : 0, bed.n_vocab);
+        ids[1][LONG_TEXT - 8] = 1; /* parts from the first in its fourth tile */
+    }
+    for (uint32_t round = 0; round < 60; round++) {
+        uint32_t at = round % ELEMENTSOF(live), text = at % 3, payer = round % 2;
+        struct sequence_start start = {.reserve_tokens = LONG_TEXT - round % 5,
+                                       .share = round % 4 > 0,
+                                       .owner = round % 8 == 1 ? 1 : 0,
+                                       .account = &accounts[payer],
+                                       .ids = ids[text],
+                                       .n_ids = LONG_TEXT - round % 5};
+        struct prefix_wait wait;
+
+        /* Some leave prefixes, some do not, some before they are computed. */
+        live[at] = round % 3 ? sequence_free(live[at]) : sequence_retire(live[at], ids[text]);
+        if (sequence_begin(bed.engine, bed.model, &start, &live[at], &wait) == 0 && round % 5)
+            free(finish_text(&bed, live[at], ids[text], start.n_ids, 16));
+        engine_kv_stats(bed.engine, &kv);
+        cr_assert_eq(accounts[0].bytes + accounts[1].bytes, kv.used_bytes, "round %u", round);
+    }
+    for (uint32_t i = 0; i < ELEMENTSOF(live); i++)
+        sequence_free(live[i]);
+    cr_expect(accounts[0].bytes == 0 && accounts[1].bytes == 0);
+    engine_kv_stats(bed.engine, &kv);
+    cr_expect_eq(kv.used_bytes, 0);
+    cr_expect_gt(kv.prefix_bytes, 0);
+    bed_done(&bed);
+}
+
 /* A text grows past its reservation, page by page, with the logits of one that had it all. */
 Test(engine, a_sequence_grows)
 {
