@@ -342,7 +342,7 @@ static void fresh_once(struct fresh_thread *self, uint64_t n)
     request.slot.intended_us = now_us();
     connect.socket_path = options->socket_path;
     r = hearth_connect(&connect, &hearth, message);
-    generate.model = options->model;
+    generate.model = model_now(options, self->begin_us, request.slot.intended_us);
     generate.prompt =
         options->n_prompts > 0
             ? options->prompts[(n * options->connections + self->index) % options->n_prompts]
