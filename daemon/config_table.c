@@ -83,9 +83,9 @@ const struct config_key config_keys[] = {
                  "`busy`, and no further reading."},
     {"limits.input_bytes_per_uid", KIND_SIZE, AT(limits.input_bytes_per_uid), .min = 64 * KIB,
      .max = 64 * GIB, .text = "16MiB", .sentence = "The same for one uid."},
-    {"limits.holds_per_uid", KIND_COUNT, AT(limits.holds_per_uid), .later = true, .max = 65536, .text = "64",
+    {"limits.holds_per_uid", KIND_COUNT, AT(limits.holds_per_uid), .max = 65536, .text = "64",
      .sentence = "Holds of one uid at once."},
-    {"limits.memory_per_uid", KIND_SHARE, AT(limits.memory_per_uid), .later = true, .max = 64 * TIB, .text = "50%",
+    {"limits.memory_per_uid", KIND_SHARE, AT(limits.memory_per_uid), .max = 64 * TIB, .text = "50%",
      .sentence = "Models kept by one uid's holds or own files alone; a share is one of "
                  "memory_budget."},
 

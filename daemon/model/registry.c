@@ -9,6 +9,7 @@
 
 #include "daemon/log.h"
 #include "daemon/model/builtin.h"
+#include "daemon/model/holds.h"
 #include "daemon/model/residency.h"
 #include "daemon/queue.h"
 #include "lib/cleanup.h"
@@ -44,6 +45,7 @@ void registry_set_state(struct registry *registry, struct model_entry *entry,
 {
     uint64_t ready = 0;
 
+    entry->was = entry->state;
     entry->state = state;
     entry->state_since_us = registry_now_us(registry);
     for (struct model_entry *e = registry->entries; e; e = e->hh.next)
@@ -93,7 +95,8 @@ static void entry_delete(struct registry *registry, struct model_entry *entry)
 
 static bool entry_at_rest(const struct model_entry *entry)
 {
-    return (entry->state == MODEL_COLD || entry->state == MODEL_FAILED) && entry->in_use == 0;
+    return (entry->state == MODEL_COLD || entry->state == MODEL_FAILED) && entry->in_use == 0 &&
+           entry->holds == 0;
 }
 
 static int entry_update(struct registry *registry, struct catalog_item *item)
@@ -106,11 +109,14 @@ static int entry_update(struct registry *registry, struct catalog_item *item)
             return -ENOMEM;
         memcpy(entry->name, item->name, sizeof(entry->name));
         entry->state_since_us = registry_now_us(registry);
+        entry->asker = MODEL_NOBODY;
+        /* Only now: what is set at run time outlives a look. */
+        entry->pinned = item->config && item->config->pinned;
+        entry->keep_alive_us = item->config ? item->config->keep_alive_us : 0;
         HASH_ADD_STR(registry->entries, name, entry);
     }
     entry->gone = false;
     entry->config = item->config;
-    entry->pinned = item->config && item->config->pinned;
     /* A model that is loaded goes on with the file it came from. */
     if (entry_at_rest(entry)) {
         free(entry->path);
@@ -160,6 +166,10 @@ static void scan_done(struct registry *registry, struct load_task *task)
     if (task->error == 0)
         catalog_apply(registry, catalog);
     catalog_free(catalog);
+    registry->looks_done++;
+    if (registry->looks_done < registry->look_wanted && !registry->shutting_down &&
+        !registry_rescan(registry, true))
+        registry->looks_done = registry->look_wanted; /* no memory: nobody waits for ever */
     registry->options.ops.changed(registry->options.ops.userdata, NULL);
 }
 
@@ -178,6 +188,21 @@ bool registry_rescan(struct registry *registry, bool force)
     registry->scan->call = scan_call;
     loader_submit(registry->loader, registry->scan);
     return true;
+}
+
+uint64_t registry_look(struct registry *registry)
+{
+    /* One that is under way may have passed by what is new. */
+    uint64_t number = registry->looks_done + (registry->scan ? 2 : 1);
+
+    if (!registry_rescan(registry, true))
+        return 0;
+    return registry->look_wanted = number;
+}
+
+uint64_t registry_looks_done(const struct registry *registry)
+{
+    return registry->looks_done;
 }
 
 /* ---- loading ---- */
@@ -199,6 +224,13 @@ static uint64_t file_bytes(const struct model_entry *entry)
     if (!entry->path)
         return builtin_size();
     return file_identity_get(entry->path, &identity) < 0 ? 0 : identity.size;
+}
+
+uint64_t registry_need_bytes(const struct model_entry *entry)
+{
+    if (entry->reserved_bytes > 0)
+        return entry->reserved_bytes;
+    return file_bytes(entry) / 100 * (100 + LOAD_EXTRA_PERCENT);
 }
 
 static void start_task(struct registry *registry, struct model_entry *entry)
@@ -233,7 +265,8 @@ static void start_task(struct registry *registry, struct model_entry *entry)
 static size_t list_residents(const struct registry *registry, const struct model_entry *but,
                              struct resident *residents, struct model_entry **entries)
 {
-    bool impatient = registry_now_us(registry) - but->state_since_us >= ROOM_PATIENCE_US;
+    bool asked = but->priority == LOAD_INTERACTIVE; /* a request waits for it */
+    bool impatient = asked && registry_now_us(registry) - but->state_since_us >= ROOM_PATIENCE_US;
     size_t n = 0;
 
     for (struct model_entry *e = registry->entries; e; e = e->hh.next) {
@@ -243,8 +276,9 @@ static size_t list_residents(const struct registry *registry, const struct model
         residents[n++] = (struct resident){
             .bytes = e->reserved_bytes,
             .last_used_us = e->last_used_us,
-            .fixed = e->pinned,
-            .busy = e->state != MODEL_READY || (e->in_use > 0 && !impatient),
+            .fixed = e->pinned || e->holds > 0,
+            .busy = e->state != MODEL_READY || (e->in_use > 0 && !impatient) ||
+                    (!asked && registry_used_by_others(registry, e, but->asker)),
             .leaving = e->state == MODEL_DRAINING,
         };
     }
@@ -253,22 +287,36 @@ static size_t list_residents(const struct registry *registry, const struct model
     return n;
 }
 
+static void evict(struct registry *registry, struct model_entry *victim,
+                  const struct model_entry *newcomer)
+{
+    const struct registry_ops *ops = &registry->options.ops;
+
+    if (ops->evicted)
+        ops->evicted(ops->userdata, &(struct eviction){.victim = victim,
+                                                       .newcomer = newcomer,
+                                                       .why = "least recently used",
+                                                       .bytes = victim->reserved_bytes,
+                                                       .reload_us = victim->load_us});
+    registry_unload(registry, victim);
+}
+
 /* Starts the load of a queued entry when there is room, and makes room where that may be. */
 static void start_when_room(struct registry *registry, struct model_entry *entry)
 {
     size_t n = HASH_COUNT(registry->entries) + 1, n_evict;
     _cleanup_free_ struct resident *residents = calloc(n, sizeof(*residents));
     _cleanup_free_ struct model_entry **entries = calloc(n, sizeof(*entries));
-    _cleanup_free_ size_t *evict = calloc(n, sizeof(*evict));
+    _cleanup_free_ size_t *out = calloc(n, sizeof(*out));
     uint64_t need = file_bytes(entry) / 100 * (100 + LOAD_EXTRA_PERCENT);
     char sentence[FAULT_TEXT_BYTES];
 
-    if (!residents || !entries || !evict) {
+    if (!residents || !entries || !out) {
         registry_fail(registry, entry, CODE_NO_MEMORY, "no memory for the load");
         return;
     }
     n = list_residents(registry, entry, residents, entries);
-    switch (residency_decide(residents, n, registry->options.budget_bytes, need, evict, &n_evict)) {
+    switch (residency_decide(residents, n, registry->options.budget_bytes, need, out, &n_evict)) {
     case RESIDENCY_FITS:
         entry->reserved_bytes = need;
         start_task(registry, entry);
@@ -276,7 +324,7 @@ static void start_when_room(struct registry *registry, struct model_entry *entry
     case RESIDENCY_EVICT:
         registry->room_wanted = true;
         for (size_t i = 0; i < n_evict; i++)
-            registry_unload(registry, entries[evict[i]]);
+            evict(registry, entries[out[i]], entry);
         break;
     case RESIDENCY_WAIT: registry->room_wanted = true; break;
     case RESIDENCY_IMPOSSIBLE:
@@ -340,9 +388,25 @@ static bool load_cancelled(const struct load_task *task)
     return atomic_load(&task->progress.cancel);
 }
 
+static int start_queued(struct registry *registry, struct model_entry *entry)
+{
+    start_when_room(registry, entry);
+    if (entry->state == MODEL_FAILED)
+        return -EIO;
+    return entry->state == MODEL_READY ? 0 : 1;
+}
+
 int registry_want(struct registry *registry, struct model_entry *entry, enum load_priority priority,
                   bool retry)
 {
+    return registry_want_for(registry, entry, priority, MODEL_NOBODY, retry);
+}
+
+int registry_want_for(struct registry *registry, struct model_entry *entry,
+                      enum load_priority priority, uint32_t uid, bool retry)
+{
+    if (uid != MODEL_NOBODY || entry->state == MODEL_COLD || entry->state == MODEL_FAILED)
+        entry->asker = uid;
     switch (entry->state) {
     case MODEL_READY: return 0;
     case MODEL_QUEUED:
@@ -354,6 +418,8 @@ int registry_want(struct registry *registry, struct model_entry *entry, enum loa
             entry->priority = priority;
             if (entry->task)
                 loader_promote(registry->loader, entry->task, priority);
+            else if (entry->state == MODEL_QUEUED)
+                return start_queued(registry, entry); /* it may have others go now */
         }
         return 1;
     case MODEL_DRAINING:
@@ -449,7 +515,8 @@ void registry_warmed(struct registry *registry, struct model_entry *entry, const
         registry_start_waiting(registry);
         return;
     }
-    entry->last_used_us = registry_now_us(registry);
+    entry->last_used_us = entry->idle_since_us = registry_now_us(registry);
+    entry->shortened_us = 0;
     registry_set_state(registry, entry, MODEL_READY);
     if (entry->leaving || registry->shutting_down)
         registry_unload(registry, entry);
@@ -488,56 +555,6 @@ void registry_unload(struct registry *registry, struct model_entry *entry)
     case MODEL_FAILED: go_cold(registry, entry); break;
     case MODEL_COLD: break;
     }
-}
-
-/* ---- use ---- */
-
-static void note_user(struct model_entry *entry, uint32_t uid, uint64_t now)
-{
-    uint32_t at = 0;
-
-    while (at < entry->n_users && entry->users[at].uid != uid)
-        at++;
-    if (at == entry->n_users && entry->n_users < MODEL_USERS)
-        entry->n_users++;
-    else if (at == entry->n_users) /* full: the one longest ago gives way */
-        for (uint32_t i = at = 0; i < MODEL_USERS; i++)
-            if (entry->users[i].at_us < entry->users[at].at_us)
-                at = i;
-    entry->users[at].uid = uid;
-    entry->users[at].at_us = now;
-}
-
-void registry_use(struct registry *registry, struct model_entry *entry, uint32_t uid)
-{
-    entry->in_use++;
-    entry->requests++;
-    entry->last_used_us = registry_now_us(registry);
-    note_user(entry, uid, entry->last_used_us);
-}
-
-void registry_unuse(struct registry *registry, struct model_entry *entry)
-{
-    assert(entry->in_use > 0);
-    entry->in_use--;
-    entry->last_used_us = registry_now_us(registry);
-    if (entry->in_use > 0)
-        return;
-    if (entry->state == MODEL_DRAINING)
-        registry->options.ops.detach(registry->options.ops.userdata, entry);
-    else
-        registry_start_waiting(registry);
-}
-
-bool registry_used_by_others(const struct registry *registry, const struct model_entry *entry,
-                             uint32_t uid)
-{
-    uint64_t now = registry_now_us(registry);
-
-    for (uint32_t i = 0; i < entry->n_users; i++)
-        if (entry->users[i].uid != uid && now - entry->users[i].at_us < MODEL_RECENT_US)
-            return true;
-    return false;
 }
 
 /* ---- events and time ---- */
@@ -629,13 +646,11 @@ void registry_tick(struct registry *registry)
     struct model_entry *entry, *next;
 
     HASH_ITER (hh, registry->entries, entry, next) {
-        uint64_t keep_alive_us = entry->config ? entry->config->keep_alive_us : 0;
         if (entry->task)
             check_progress(registry, entry, now);
         else if (entry->state == MODEL_DRAINING && now >= entry->deadline_us && entry->in_use > 0)
             registry->options.ops.expel(registry->options.ops.userdata, entry);
-        else if (entry->state == MODEL_READY && keep_alive_us > 0 && entry->in_use == 0 &&
-                 !entry->pinned && now - entry->last_used_us > keep_alive_us)
+        else if (entry->state == MODEL_READY && registry_kept_long_enough(registry, entry))
             registry_unload(registry, entry);
     }
     start_in_turn(registry);
@@ -682,6 +697,8 @@ int registry_new(const struct registry_options *options, struct registry **ret_r
     if (r == 0)
         r = catalog_apply(registry, catalog);
     if (r == 0)
+        r = holds_new(&registry->holds);
+    if (r == 0)
         r = queue_new(REGISTRY_MESSAGES, &registry->queue);
     if (r < 0)
         fault_set(ret_fault, r, "cannot set up the registry: %s", strerror(-r));
@@ -723,6 +740,7 @@ struct registry *registry_free(struct registry *registry)
         model_free(entry->model);
         entry_delete(registry, entry);
     }
+    holds_free(registry->holds);
     free(registry);
     return NULL;
 }

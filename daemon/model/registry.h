@@ -35,19 +35,33 @@ enum model_state {
 /* Users remembered per model, for "what nobody else used in the last 60 s". */
 #define MODEL_USERS     16u
 #define MODEL_RECENT_US 60000000u
+/* For whom a model is loaded when no user asked. */
+#define MODEL_NOBODY UINT32_MAX
+
+struct model_user {
+    uint32_t uid;
+    uint32_t in_use; /* requests of the user that run on it */
+    uint64_t at_us;  /* of the last use */
+};
 
 struct model_entry {
     char name[WIRE_MAX_MODEL_NAME + 1];
     char *path;                        /* NULL: built in */
     const struct config_model *config; /* NULL: none of its own */
-    enum model_state state;
+    enum model_state state, was; /* before the last change */
     bool gone;    /* its file was not there at the last look; goes once it is cold */
     bool wanted;  /* `preload` reads 1 */
     bool again;   /* asked for while it leaves: queued once it is cold (true in changed(), too) */
     bool leaving; /* unloaded while warming: drains once it is ready */
     bool pinned;
     enum load_priority priority; /* of the load asked for */
+    uint32_t asker;              /* the uid it was last asked for by; MODEL_NOBODY: none */
     uint32_t in_use;             /* requests that wait for it or run on it */
+    uint32_t holds;              /* requests that keep it loaded */
+    uint64_t keep_alive_us;      /* 0: none */
+    uint64_t shortened_us;       /* by the request that used it last; 0: not */
+    uint32_t shortened_by;       /* that one's uid */
+    uint64_t idle_since_us;      /* neither used nor held since */
     uint64_t last_used_us, state_since_us, deadline_us /* of draining */;
     uint64_t turn;             /* when it was queued, among all: the earlier goes first */
     uint64_t load_us;          /* the last load's duration */
@@ -62,12 +76,18 @@ struct model_entry {
     struct file_identity identity; /* of the file that was loaded or that failed */
     enum wire_code code;           /* failed: with this code */
     char error[FAULT_TEXT_BYTES];
-    struct {
-        uint32_t uid;
-        uint64_t at_us;
-    } users[MODEL_USERS];
+    struct model_user users[MODEL_USERS];
     uint32_t n_users;
     UT_hash_handle hh;
+};
+
+/* Why a model had to go. */
+struct eviction {
+    const struct model_entry *victim;
+    const struct model_entry *newcomer; /* who needs the room */
+    const char *why;                    /* a few words: why this one */
+    uint64_t bytes;                     /* that come free */
+    uint64_t reload_us;                 /* what its last load took: the price of wanting it again */
 };
 
 /* The upper side. */
@@ -81,6 +101,8 @@ struct registry_ops {
     /* The state (or the list of models: entry NULL) has changed. */
     void (*changed)(void *userdata, struct model_entry *entry);
     void *userdata;
+    /* A model will be unloaded for another's sake. May be NULL. */
+    void (*evicted)(void *userdata, const struct eviction *eviction);
 };
 
 struct registry_options {
@@ -117,19 +139,44 @@ uint64_t registry_loaded_bytes(const struct registry *registry);
 /* Looks through the directories again, on a loader thread; `changed(NULL)` follows. False: too soon
  * after the last time (`force` does not ask), and nothing follows. */
 bool registry_rescan(struct registry *registry, bool force);
+/* Asks for a look that begins from now on: its number, or 0 where memory is out. It is over once
+ * registry_looks_done() has come so far. */
+uint64_t registry_look(struct registry *registry);
+uint64_t registry_looks_done(const struct registry *registry);
 
 /* Wants the model: 0, it is ready; 1, it is on its way (`changed` will say how it goes); -EIO: it
  * has failed and its file is still the same (entry->code, entry->error). `retry`: try that, too. */
 int registry_want(struct registry *registry, struct model_entry *entry, enum load_priority priority,
                   bool retry);
+/* The same for a user: while no request waits for it, a model that another user uses or has used
+ * within MODEL_RECENT_US does not have to go for it. */
+int registry_want_for(struct registry *registry, struct model_entry *entry,
+                      enum load_priority priority, uint32_t uid, bool retry);
 /* Lets it go: cancels a load, drains a ready one. */
 void registry_unload(struct registry *registry, struct model_entry *entry);
 /* A request of `uid` begins or ends to use it. */
 void registry_use(struct registry *registry, struct model_entry *entry, uint32_t uid);
-void registry_unuse(struct registry *registry, struct model_entry *entry);
-/* Whether somebody other than `uid` used it within MODEL_RECENT_US. */
+/* `keep_alive_us`: what the request wishes, 0: nothing. */
+void registry_unuse(struct registry *registry, struct model_entry *entry, uint32_t uid,
+                    uint64_t keep_alive_us);
+/* Whether somebody other than `uid` uses it, or used it within MODEL_RECENT_US. */
 bool registry_used_by_others(const struct registry *registry, const struct model_entry *entry,
                              uint32_t uid);
+/* Keeps it from being evicted until registry_release(). `bounded`: within limits.memory_per_uid.
+ * -EDQUOT: limits.holds_per_uid; -ENOSPC: limits.memory_per_uid; -ENOMEM; with a sentence. */
+int registry_hold(struct registry *registry, struct model_entry *entry, uint32_t uid, bool bounded,
+                  struct fault *ret_fault);
+void registry_release(struct registry *registry, struct model_entry *entry, uint32_t uid);
+bool registry_held_by_others(const struct registry *registry, const struct model_entry *entry,
+                             uint32_t uid);
+/* Values until the daemon ends, in the configuration's place. */
+void registry_set_pinned(struct registry *registry, struct model_entry *entry, bool pinned);
+void registry_set_keep_alive(struct registry *registry, struct model_entry *entry,
+                             uint64_t keep_alive_us);
+/* How long the model stays after its last use, its last request's wish included; 0: for ever. */
+uint64_t registry_keep_alive_us(const struct registry *registry, const struct model_entry *entry);
+/* Memory that it takes, or would take. */
+uint64_t registry_need_bytes(const struct model_entry *entry);
 /* The upper side's answers. */
 void registry_warmed(struct registry *registry, struct model_entry *entry, const char *error);
 void registry_detached(struct registry *registry, struct model_entry *entry);

@@ -13,9 +13,11 @@ struct registry {
     struct loader *loader;
     struct queue *queue;
     struct model_entry *entries; /* uthash, sorted by name */
+    struct holds *holds;
     uint64_t freeing_bytes;      /* of models whose memory is being given back */
     uint64_t scanned_us;
     struct load_task *scan; /* the look that is under way */
+    uint64_t looks_done, look_wanted; /* numbers of looks: one more is due where this is more */
     uint64_t turns;         /* given out so far */
     bool room_wanted;       /* somebody is queued until there is room */
     bool shutting_down;
@@ -34,5 +36,7 @@ void registry_fail(struct registry *registry, struct model_entry *entry, enum wi
                    const char *sentence);
 /* Room may have come free: those that wait for it try again, in their turn. */
 void registry_start_waiting(struct registry *registry);
+/* Whether nothing keeps a ready model any more and its keep_alive is over. */
+bool registry_kept_long_enough(const struct registry *registry, const struct model_entry *entry);
 
 #endif

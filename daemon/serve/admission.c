@@ -16,6 +16,8 @@
 #define MAX_TEMPERATURE 100.0f
 #define MAX_PENALTY     100.0f
 #define MAX_DEADLINE_US (24ull * 3600 * 1000000)
+/* As in the configuration. */
+#define MAX_KEEP_ALIVE_US (365ull * 24 * 3600 * 1000000)
 
 struct admission {
     const struct config *config;
@@ -214,6 +216,32 @@ static int parse_numbers(const struct wire_option *option, struct request_option
     }
 }
 
+/* What `set` sets. */
+static int parse_values(const struct wire_option *option, struct request_options *options,
+                        struct refusal *refusal)
+{
+    uint64_t value = 0;
+    int r;
+
+    switch (option->tag) {
+    case TAG_PRELOAD:
+        r = number(option, 0, 1, "0 or 1", &value, refusal);
+        options->has_preload = true;
+        options->preload = value;
+        return r;
+    case TAG_PINNED:
+        r = number(option, 0, 1, "0 or 1", &value, refusal);
+        options->has_pinned = true;
+        options->pinned = value;
+        return r;
+    case TAG_KEEP_ALIVE_US:
+        options->has_keep_alive = true;
+        return number(option, 0, MAX_KEEP_ALIVE_US, "0 (none) to 365 days in microseconds",
+                      &options->keep_alive_us, refusal);
+    default: return 1;
+    }
+}
+
 static void set_defaults(struct request_options *options)
 {
     memset(options, 0, sizeof(*options));
@@ -247,6 +275,8 @@ int admission_parse(uint16_t type, const uint8_t *body, size_t body_len,
             refused = parse_sampling(&option, ret_options, ret_refusal);
         if (refused == 1)
             refused = parse_numbers(&option, ret_options, ret_refusal);
+        if (refused == 1)
+            refused = parse_values(&option, ret_options, ret_refusal);
     }
     if (r < 0)
         return -EBADMSG;

@@ -40,6 +40,10 @@ struct request_options {
     bool has_fingerprint;
     uint64_t fingerprint;
     bool wait;
+    bool has_preload, preload; /* set */
+    bool has_pinned, pinned;
+    bool has_keep_alive;
+    uint64_t keep_alive_us;
     char name[64]; /* metrics: which section; "": all */
     bool on_behalf;
     uint32_t uid;

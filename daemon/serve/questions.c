@@ -63,8 +63,8 @@ static void reply_model(struct peer *peer, uint64_t id, const struct model_entry
     wire_put_number(out, TAG_MEMORY_BYTES, entry->model ? entry->reserved_bytes : 0);
     wire_put_number(out, TAG_PRELOAD, entry->wanted);
     wire_put_number(out, TAG_PINNED, entry->pinned);
-    wire_put_number(out, TAG_KEEP_ALIVE_US, entry->config ? entry->config->keep_alive_us : 0);
-    wire_put_number(out, TAG_HOLDS, 0);
+    wire_put_number(out, TAG_KEEP_ALIVE_US, entry->keep_alive_us);
+    wire_put_number(out, TAG_HOLDS, entry->holds);
     if (info)
         wire_put_bytes(out, TAG_INFO, info, info_len);
     if (stats)
@@ -106,7 +106,7 @@ void service_write_summary(struct service *service, FILE *out)
         ready += e->state == MODEL_READY;
     fprintf(out, "%u of %zu models ready, %u connections, %u requests", ready,
             registry_n_models(service->registry), admission_n_connections(service->admission),
-            service->n_requests);
+            service_n_requests(service));
 }
 
 void question_status(struct service *service, struct peer *peer, uint64_t id)
@@ -130,7 +130,7 @@ void question_status(struct service *service, struct peer *peer, uint64_t id)
             registry_loaded_bytes(service->registry));
     fprintf(text, "memory_budget_bytes %" PRIu64 "\nconnections %u\nrequests_live %u\n",
             config_size_of(config->memory_budget, config_machine_memory()),
-            admission_n_connections(service->admission), service->n_requests);
+            admission_n_connections(service->admission), service_n_requests(service));
     if (fclose(text) == 0) {
         out = reply_begin(peer, WIRE_ITEM, id);
         wire_put_text(out, TAG_STATE, service_state(service));
@@ -195,9 +195,8 @@ void question_metrics(struct service *service, struct peer *peer, uint64_t id,
     reply_done(peer, id);
 }
 
-/* The model that the request names and the user it acts for, or a refusal sent. */
-static struct model_entry *named_model(struct service *service, struct peer *peer, uint64_t id,
-                                       const struct request_options *options, uint32_t *ret_uid)
+struct model_entry *question_named_model(struct service *service, struct peer *peer, uint64_t id,
+                                         const struct request_options *options, uint32_t *ret_uid)
 {
     struct refusal refusal;
     struct model_entry *entry;
@@ -247,11 +246,11 @@ void question_warm(struct service *service, struct peer *peer, uint64_t id,
     uint32_t uid;
     int r;
 
-    entry = named_model(service, peer, id, options, &uid);
+    entry = question_named_model(service, peer, id, options, &uid);
     if (!entry)
         return;
-    r = registry_want(service->registry, entry, LOAD_WARM,
-                      rights_is_admin(service->rights, peer, options));
+    r = registry_want_for(service->registry, entry, LOAD_WARM, uid,
+                          rights_is_admin(service->rights, peer, options));
     if (r < 0) {
         reply_error(peer, id, entry->code, "%s", entry->error);
         return;
@@ -269,17 +268,11 @@ void question_unload(struct service *service, struct peer *peer, uint64_t id,
     struct model_entry *entry;
     uint32_t uid;
 
-    entry = named_model(service, peer, id, options, &uid);
+    entry = question_named_model(service, peer, id, options, &uid);
     if (!entry)
         return;
-    if (!rights_is_admin(service->rights, peer, options) &&
-        (entry->pinned || registry_used_by_others(service->registry, entry, uid))) {
-        reply_error(peer, id, CODE_FORBIDDEN,
-                    "%s is pinned or was used by somebody else within the last minute; an "
-                    "administrator may unload it",
-                    entry->name);
+    if (!order_may_unload(service, peer, id, options, entry, uid))
         return;
-    }
-    registry_unload(service->registry, entry);
+    order_unload(service, entry);
     reply_done(peer, id);
 }

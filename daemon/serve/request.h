@@ -27,6 +27,9 @@ enum request_kind {
     REQUEST_EMBED,
     REQUEST_TOKENIZE,
     REQUEST_WARM, /* with `wait`: follows a load */
+    REQUEST_HOLD,
+    REQUEST_RELOAD,
+    REQUEST_SUBSCRIBE,
 };
 
 enum request_stage {
@@ -34,6 +37,7 @@ enum request_stage {
     STAGE_LOADING,    /* waits for its model */
     STAGE_TOKENIZING, /* its text is with the tokenizer thread */
     STAGE_ENGINE,     /* lent to the engine thread */
+    STAGE_STANDING,   /* stays until something happens: a hold, a reload, a subscription */
 };
 
 enum end_reason { END_STOP, END_LENGTH, END_CONTEXT, END_CANCELLED, END_ERROR };
@@ -49,7 +53,7 @@ struct request {
     struct request_key key;
     struct peer *peer;                           /* NULL once the client is gone */
     struct request *peer_previous, *peer_next;   /* the client's live requests */
-    struct request *model_previous, *model_next; /* those that wait for the model */
+    struct request *model_previous, *model_next; /* those that wait for the model, or that stand */
     struct account_entry *account;               /* the uid's */
     struct model_entry *model;                   /* counted in its in_use */
     enum request_kind kind;
@@ -60,6 +64,9 @@ struct request {
     bool first_sent;        /* the first `tokens` frame has gone */
     uint32_t messages_sent; /* to the engine thread */
     uint32_t late;          /* RUNNER_LATE events still to come before it can be freed */
+    uint64_t keep_alive_us; /* wished for; 0: nothing */
+    uint64_t look;          /* reload: the number of the one it waits for */
+    struct reader *reader;  /* of a subscription */
     size_t input_bytes;     /* counted against limits.input_bytes until the engine has the ids */
 
     /* Set before the request is lent, then read by both. */

@@ -9,6 +9,7 @@
 
 #include "daemon/log.h"
 #include "daemon/serve/service_internal.h"
+#include "daemon/serve/standing.h"
 #include "lib/cleanup.h"
 
 /* Texts up to this are tokenized on the reactor: well below its bound of 0.2 ms a user. */
@@ -25,7 +26,7 @@
 
 /* ---- live requests ---- */
 
-static struct request *find_request(struct service *service, const struct peer *peer, uint64_t id)
+struct request *service_find_request(struct service *service, const struct peer *peer, uint64_t id)
 {
     struct request_key key;
     struct request *request;
@@ -53,7 +54,7 @@ struct request *service_add_request(struct service *service, struct peer *peer, 
     request->job.uid = peer->uid;
     HASH_ADD(hh, service->requests, key, sizeof(request->key), request);
     service->n_requests++;
-    metrics_set(service->options.metrics, M_QUEUE, service->n_requests);
+    metrics_set(service->options.metrics, M_QUEUE, service_n_requests(service));
     request->peer_next = peer->requests;
     if (peer->requests)
         peer->requests->peer_previous = request;
@@ -145,7 +146,7 @@ static void retire(struct service *service, struct request *request)
 {
     HASH_DEL(service->requests, request);
     service->n_requests--;
-    metrics_set(service->options.metrics, M_QUEUE, service->n_requests);
+    metrics_set(service->options.metrics, M_QUEUE, service_n_requests(service));
     leave_peer(request);
     release_input(service, request);
     admission_leave(service->admission, request->account);
@@ -155,6 +156,8 @@ void service_remove_request(struct service *service, struct request *request)
 {
     if (request->stage == STAGE_LOADING)
         stop_waiting(service, request);
+    else if (request->stage == STAGE_STANDING)
+        standing_leave(service, request);
     retire(service, request);
     request_free(request);
 }
@@ -213,7 +216,7 @@ static void end_used(struct service *service, struct request *request)
     reply_ended(request, service->options.kernels->name, entry->fingerprint);
     count_ending(service, request);
     retire(service, request);
-    registry_unuse(service->registry, entry);
+    registry_unuse(service->registry, entry, request->job.uid, request->keep_alive_us);
 }
 
 static void reply_ids(const struct request *request)
@@ -308,6 +311,13 @@ static void start(struct service *service, struct request *request)
 
 /* ---- waiting for a model ---- */
 
+void service_refuse(struct service *service, struct peer *peer, uint64_t id,
+                    const struct refusal *refusal)
+{
+    (void)service;
+    reply_refusal(peer, id, refusal);
+}
+
 static void refuse_waiting(struct service *service, struct request *request, enum wire_code code,
                            const char *sentence)
 {
@@ -346,6 +356,7 @@ static void model_lost(struct service *service, struct model_entry *entry, enum 
 {
     struct request *request;
 
+    standing_lost(service, entry, code, sentence);
     while ((request = next_waiter(service, entry)))
         refuse_waiting(service, request, code, sentence);
 }
@@ -392,6 +403,7 @@ static void on_changed(void *userdata, struct model_entry *entry)
 
     if (!entry) {
         retry_unknown(service);
+        standing_looked(service);
         return;
     }
     log_write(entry->state == MODEL_FAILED ? LOG_WARNING : LOG_INFO,
@@ -440,7 +452,7 @@ static void expel(struct service *service, const struct model_entry *entry)
     struct request *request, *next;
 
     HASH_ITER (hh, service->requests, request, next) {
-        if (entry && request->model != entry)
+        if (request->stage == STAGE_STANDING || (entry && request->model != entry))
             continue;
         if (request->stage == STAGE_ENGINE && !request->expelled)
             runner_cancel(service->runner, request, CODE_SHUTTING_DOWN);
@@ -549,6 +561,7 @@ static int fill_request(struct service *service, struct request *request,
         request->params.seed = next_seed(service);
     request->max_tokens = request->kind == REQUEST_EMBED ? 0 : options->max_tokens;
     request->ignore_eos = options->ignore_eos;
+    request->keep_alive_us = options->keep_alive_us;
     request->has_fingerprint = options->has_fingerprint;
     request->fingerprint = options->fingerprint;
     request->job.priority = options->priority;
@@ -572,9 +585,6 @@ static int check_generation(struct service *service, const struct peer *peer,
     if (!options->prompt == !options->ids)
         return refusal_set(refusal, CODE_BAD_REQUEST, "prompt",
                            "a prompt or ids are needed, one of the two");
-    if (options->on_behalf)
-        return refusal_set(refusal, CODE_FORBIDDEN, wire_tag_name(TAG_ON_BEHALF_OF),
-                           "on-behalf-of is taken on the status socket alone");
     return admission_enter(service->admission, peer->account, refusal);
 }
 
@@ -616,7 +626,7 @@ static void cancel(struct service *service, struct request *request)
     request->cancelled = true;
     if (request->stage == STAGE_ENGINE) {
         runner_cancel(service->runner, request, CODE_CANCELLED);
-    } else if (request->stage == STAGE_LOADING) {
+    } else if (request->stage == STAGE_LOADING || request->stage == STAGE_STANDING) {
         struct wire_buffer *out =
             request->peer ? reply_begin(request->peer, WIRE_DONE, request->key.id) : NULL;
         if (out) {
@@ -640,7 +650,7 @@ void service_peer_gone(struct service *service, struct peer *peer)
     while (peer->requests) {
         struct request *request = peer->requests;
         /* From here on it has no peer; the key still names the old one, so it leaves the table. */
-        if (request->stage == STAGE_LOADING) {
+        if (request->stage == STAGE_LOADING || request->stage == STAGE_STANDING) {
             service_remove_request(service, request);
             continue;
         }
@@ -671,19 +681,34 @@ static bool only_on_main_socket(uint16_t type)
            type == WIRE_TOKENIZE;
 }
 
+/* May begin a load, or waits for a look. */
+static bool loads(uint16_t type)
+{
+    return type == WIRE_WARM || type == WIRE_SET || type == WIRE_HOLD || type == WIRE_RELOAD;
+}
+
 static void dispatch(struct service *service, struct peer *peer, uint16_t type, uint64_t id,
                      const struct request_options *options)
 {
+    struct refusal refusal;
+    uint32_t uid;
+
+    if (rights_acting_uid(peer, options, &uid, &refusal) < 0) {
+        reply_refusal(peer, id, &refusal);
+        return;
+    }
     if (peer->status_only && only_on_main_socket(type)) {
         reply_error(peer, id, CODE_BAD_REQUEST, "%s is not taken on the status socket",
                     wire_type_name(type));
         return;
     }
-    if (service->draining && (only_on_main_socket(type) || type == WIRE_WARM)) {
+    if (service->draining && (only_on_main_socket(type) || loads(type))) {
         reply_error(peer, id, CODE_SHUTTING_DOWN, "the daemon is shutting down");
         return;
     }
     switch (type) {
+    case WIRE_NULL:
+    case WIRE_PING: reply_done(peer, id); break;
     case WIRE_COMPLETE: generation(service, peer, id, REQUEST_COMPLETE, options); break;
     case WIRE_EMBED: generation(service, peer, id, REQUEST_EMBED, options); break;
     case WIRE_TOKENIZE: generation(service, peer, id, REQUEST_TOKENIZE, options); break;
@@ -692,10 +717,10 @@ static void dispatch(struct service *service, struct peer *peer, uint16_t type, 
     case WIRE_UNLOAD: question_unload(service, peer, id, options); break;
     case WIRE_STATUS: question_status(service, peer, id); break;
     case WIRE_METRICS: question_metrics(service, peer, id, options); break;
+    case WIRE_SET: order_set(service, peer, id, options); break;
+    case WIRE_HOLD: standing_hold(service, peer, id, options); break;
+    case WIRE_RELOAD: standing_reload(service, peer, id, options); break;
     case WIRE_CHAT:
-    case WIRE_SET:
-    case WIRE_HOLD:
-    case WIRE_RELOAD:
     case WIRE_SUBSCRIBE:
         reply_error(peer, id, CODE_BAD_REQUEST, "%s is not in this version", wire_type_name(type));
         break;
@@ -713,7 +738,7 @@ static int malformed(struct refusal *refusal, const char *sentence)
 static int note_frame(struct service *service, struct peer *peer, const struct wire_header *header,
                       const struct request_options *options)
 {
-    struct request *request = find_request(service, peer, header->id);
+    struct request *request = service_find_request(service, peer, header->id);
 
     if (!request)
         return 0;
@@ -741,7 +766,7 @@ int service_frame(struct service *service, struct peer *peer, const struct wire_
     metrics_add(service->options.metrics, M_REQUESTS, 1);
     metrics_add(service->options.metrics, M_REQUESTS_REUSED, peer->n_requests_ever > 0);
     peer->n_requests_ever++;
-    if (peer->n_requests > 0 && find_request(service, peer, header->id))
+    if (peer->n_requests > 0 && service_find_request(service, peer, header->id))
         return malformed(ret_refusal, "the id of a live request was used again");
     if ((header->type == WIRE_NULL || header->type == WIRE_PING) && header->body_len == 0) {
         reply_done(peer, header->id);
@@ -752,8 +777,6 @@ int service_frame(struct service *service, struct peer *peer, const struct wire_
         return malformed(ret_refusal, "an option's length runs past its frame");
     if (r < 0)
         reply_refusal(peer, header->id, ret_refusal);
-    else if (header->type == WIRE_NULL || header->type == WIRE_PING)
-        reply_done(peer, header->id);
     else
         dispatch(service, peer, header->type, header->id, &options);
     return 0;
@@ -908,18 +931,23 @@ bool service_alive(struct service *service)
     return alive;
 }
 
+/* Whether the model is a reason to stay: at work, kept, or to be kept ready. */
+static bool keeps_awake(const struct service *service, const struct model_entry *e)
+{
+    if (e->pinned || e->holds > 0 || (e->config && e->config->preload == PRELOAD_EAGER))
+        return true;
+    if (e->state == MODEL_READY)
+        return registry_keep_alive_us(service->registry, e) > 0;
+    return e->state != MODEL_COLD && e->state != MODEL_FAILED;
+}
+
 bool service_idle(const struct service *service)
 {
-    if (service->n_requests > 0)
+    if (service_n_requests(service) > 0)
         return false;
-    for (const struct model_entry *e = registry_first(service->registry); e; e = e->hh.next) {
-        bool at_work =
-            e->state != MODEL_COLD && e->state != MODEL_FAILED && e->state != MODEL_READY;
-        bool kept = e->config && (e->config->preload == PRELOAD_EAGER ||
-                                  (e->state == MODEL_READY && e->config->keep_alive_us > 0));
-        if (at_work || e->pinned || kept)
+    for (const struct model_entry *e = registry_first(service->registry); e; e = e->hh.next)
+        if (keeps_awake(service, e))
             return false;
-    }
     return true;
 }
 
@@ -930,6 +958,7 @@ void service_drain(struct service *service)
     struct request *request, *next;
 
     service->draining = true;
+    standing_end(service, false);
     HASH_ITER (hh, service->requests, request, next) {
         if (request->stage == STAGE_LOADING)
             refuse_waiting(service, request, CODE_SHUTTING_DOWN, "the daemon is shutting down");
@@ -938,12 +967,13 @@ void service_drain(struct service *service)
 
 void service_expel_all(struct service *service)
 {
+    standing_end(service, true);
     expel(service, NULL);
 }
 
 uint32_t service_n_requests(const struct service *service)
 {
-    return service->n_requests;
+    return service->n_requests - service->n_standing;
 }
 
 bool service_shut_down(struct service *service)

@@ -62,6 +62,7 @@ bool service_idle(const struct service *service);
 void service_drain(struct service *service);
 /* Ends what still runs with `shutting-down`. */
 void service_expel_all(struct service *service);
+/* Requests that something runs for, or that wait to be answered. */
 uint32_t service_n_requests(const struct service *service);
 /* Unloads all models; true once that is done. */
 bool service_shut_down(struct service *service);

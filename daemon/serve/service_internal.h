@@ -25,6 +25,8 @@ struct service {
     struct text_thread *text_thread;
     struct request *requests; /* all live ones, by (peer, id) */
     uint32_t n_requests;
+    struct request *standing; /* of them, those that stand (standing.h) */
+    uint32_t n_standing;
     struct model_waiters *waiters; /* by entry */
     struct model_waiters unknown;  /* requests for names that a new look may bring */
     uint64_t next_deadline_us;     /* the earliest of those that wait; UINT64_MAX: none */
@@ -34,11 +36,18 @@ struct service {
     bool draining;
 };
 
+/* Who has as many holds as allowed may try again after so long. */
+#define HOLD_RETRY_US 1000000u
+
 static inline uint64_t service_now_us(const struct service *service)
 {
     return clock_now_us(service->options.clock);
 }
 
+struct request *service_find_request(struct service *service, const struct peer *peer, uint64_t id);
+/* Answers with a refusal, and makes it known where it is `busy`. */
+void service_refuse(struct service *service, struct peer *peer, uint64_t id,
+                    const struct refusal *refusal);
 /* Puts a new request among the live ones (admission_enter() was done), or refuses it. */
 struct request *service_add_request(struct service *service, struct peer *peer, uint64_t id,
                                     enum request_kind kind);
@@ -59,5 +68,18 @@ void question_unload(struct service *service, struct peer *peer, uint64_t id,
                      const struct request_options *options);
 /* One progress item of a `warm` that waits. */
 void question_progress(struct request *request, const struct model_entry *entry);
+/* The model that the request names and the user it acts for, or NULL and a refusal sent. */
+struct model_entry *question_named_model(struct service *service, struct peer *peer, uint64_t id,
+                                         const struct request_options *options, uint32_t *ret_uid);
+
+/* Orders about models (orders.c). */
+void order_set(struct service *service, struct peer *peer, uint64_t id,
+               const struct request_options *options);
+/* Whether the user may have it unloaded; if not, a refusal is sent. */
+bool order_may_unload(struct service *service, struct peer *peer, uint64_t id,
+                      const struct request_options *options, const struct model_entry *entry,
+                      uint32_t uid);
+/* Unloads it; its holds end first. */
+void order_unload(struct service *service, struct model_entry *entry);
 
 #endif

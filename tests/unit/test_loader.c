@@ -473,7 +473,7 @@ Test(registry, a_model_in_use_drains_until_it_is_idle)
     registry_unload(house.registry, entry);
     cr_assert_eq(entry->state, MODEL_DRAINING);
     cr_assert_null(house.detaching, "it is in use");
-    registry_unuse(house.registry, entry);
+    registry_unuse(house.registry, entry, 1000, 0);
     cr_assert_not_null(house.detaching);
     until(&house, entry, MODEL_COLD);
     leave_house(&house);
@@ -498,7 +498,7 @@ Test(registry, a_drain_that_takes_too_long_expels)
     registry_tick(house.registry);
     registry_tick(house.registry);
     cr_assert_eq(house.n_expelled, 1);
-    registry_unuse(house.registry, entry);
+    registry_unuse(house.registry, entry, 1000, 0);
     until(&house, entry, MODEL_COLD);
     leave_house(&house);
 }
@@ -719,7 +719,7 @@ Test(registry, the_least_recently_used_makes_room)
     until(&house, b, MODEL_READY);
     house.skew_us += 10;                /* all of this may happen within a microsecond */
     registry_use(house.registry, a, 1); /* a is the newer one now */
-    registry_unuse(house.registry, a);
+    registry_unuse(house.registry, a, 1, 0);
     registry_want(house.registry, c, LOAD_INTERACTIVE, false);
     until(&house, c, MODEL_READY);
     cr_assert_eq(a->state, MODEL_READY);
@@ -755,7 +755,7 @@ Test(registry, a_busy_model_is_waited_for_but_not_for_ever)
     house.skew_us += 1000000;
     registry_tick(house.registry);
     cr_assert_eq(a->state, MODEL_DRAINING);
-    registry_unuse(house.registry, a);
+    registry_unuse(house.registry, a, 1, 0);
     until(&house, b, MODEL_READY);
     leave_house(&house);
 }
@@ -877,14 +877,14 @@ Test(registry, who_used_a_model_is_remembered_for_a_minute)
     open_registry(&house, 1u << 30);
     entry = registry_find(house.registry, "ember");
     registry_use(house.registry, entry, 1000);
-    registry_unuse(house.registry, entry);
+    registry_unuse(house.registry, entry, 1000, 0);
     cr_assert_not(registry_used_by_others(house.registry, entry, 1000));
     cr_assert(registry_used_by_others(house.registry, entry, 1001));
     house.skew_us += MODEL_RECENT_US;
     cr_assert_not(registry_used_by_others(house.registry, entry, 1001));
     for (uint32_t uid = 0; uid < 2 * MODEL_USERS; uid++) {
         registry_use(house.registry, entry, uid);
-        registry_unuse(house.registry, entry);
+        registry_unuse(house.registry, entry, uid, 0);
     }
     cr_assert(registry_used_by_others(house.registry, entry, 5));
     leave_house(&house);
