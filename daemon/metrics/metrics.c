@@ -42,6 +42,7 @@ static const struct ratio {
 } ratios[] = {
     {"pool_reuse", "pool", M_REQUESTS_REUSED, M_REQUESTS, _METRIC_MAX, false},
     {"batch_efficiency", "batcher", M_STEP_ROWS, M_STEP_RUNNABLE, _METRIC_MAX, false},
+    {"step_rows_mean", "batcher", M_STEP_ROWS, M_STEPS, _METRIC_MAX, false},
     {"engine_efficiency", "batcher", M_ENGINE_CPU, M_ENGINE_BUSY, M_ENGINE_RUN_DELAY, false},
     {"credit_wait_ratio", "streaming", M_FRAMES_WAITED, M_FRAMES, _METRIC_MAX, false},
     {"streaming_efficiency", "streaming", M_FRAMES_WAITED, M_FRAMES, _METRIC_MAX, true},

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/serve/deadlines.h"
 #include "lib/cleanup.h"
 
 /* A step's time is predicted as columns x this moving average; a new lane starts here. */
@@ -51,7 +52,9 @@ struct lane {
     uint32_t n_waiting, n_jobs;
     double us_per_column;
     bool open;
-    bool starved; /* nothing could be composed: KV memory is out until something leaves */
+    bool starved;      /* nothing could be composed: KV memory is out until something leaves */
+    bool kept_waiting; /* the next step has waited for company */
+    enum batch_reason company; /* what ends that waiting, if not company */
     struct batch batch;
     struct lane *next;
 };
@@ -61,9 +64,10 @@ struct batcher {
     struct account *accounts;
     struct lane *lanes;
     struct job_list refused;
-    struct job **heap; /* by deadline */
-    size_t heap_len, heap_capacity;
-    uint32_t n_waiting, n_running, n_parked;
+    struct deadlines deadlines;
+    uint32_t n_waiting, n_running, n_parked, n_held;
+    uint64_t held_ever;
+    bool engine_idle; /* nothing could be done when it was last asked for */
 };
 
 /* ---- lists ---- */
@@ -104,72 +108,6 @@ static void list_remove(struct job_list *list, struct job *job)
         list->tail = job->previous;
     job->previous = job->next = NULL;
     list->n--;
-}
-
-/* ---- deadlines: a binary heap, the earliest on top ---- */
-
-static void heap_place(struct batcher *batcher, size_t at, struct job *job)
-{
-    batcher->heap[at] = job;
-    job->heap_index = at + 1;
-}
-
-static void heap_up(struct batcher *batcher, size_t at, struct job *job)
-{
-    while (at > 0) {
-        size_t parent = (at - 1) / 2;
-        if (batcher->heap[parent]->deadline_us <= job->deadline_us)
-            break;
-        heap_place(batcher, at, batcher->heap[parent]);
-        at = parent;
-    }
-    heap_place(batcher, at, job);
-}
-
-static void heap_down(struct batcher *batcher, size_t at, struct job *job)
-{
-    for (;;) {
-        size_t child = 2 * at + 1;
-        if (child >= batcher->heap_len)
-            break;
-        if (child + 1 < batcher->heap_len &&
-            batcher->heap[child + 1]->deadline_us < batcher->heap[child]->deadline_us)
-            child++;
-        if (batcher->heap[child]->deadline_us >= job->deadline_us)
-            break;
-        heap_place(batcher, at, batcher->heap[child]);
-        at = child;
-    }
-    heap_place(batcher, at, job);
-}
-
-static int heap_add(struct batcher *batcher, struct job *job)
-{
-    if (batcher->heap_len == batcher->heap_capacity) {
-        size_t capacity = batcher->heap_capacity ? 2 * batcher->heap_capacity : 64;
-        struct job **heap = reallocarray(batcher->heap, capacity, sizeof(*heap));
-        if (!heap)
-            return -ENOMEM;
-        batcher->heap = heap;
-        batcher->heap_capacity = capacity;
-    }
-    heap_up(batcher, batcher->heap_len++, job);
-    return 0;
-}
-
-static void heap_remove(struct batcher *batcher, struct job *job)
-{
-    size_t at = job->heap_index - 1;
-    struct job *last;
-
-    if (job->heap_index == 0)
-        return;
-    job->heap_index = 0;
-    last = batcher->heap[--batcher->heap_len];
-    if (last == job)
-        return;
-    heap_up(batcher, at, last);
-    heap_down(batcher, last->heap_index - 1, last);
 }
 
 /* ---- accounts and shares ---- */
@@ -278,6 +216,7 @@ int batcher_new(const struct batcher_options *options, struct batcher **ret_batc
     if (!batcher)
         return -ENOMEM;
     batcher->options = *options;
+    batcher->engine_idle = true;
     *ret_batcher = batcher;
     return 0;
 }
@@ -292,7 +231,7 @@ struct batcher *batcher_free(struct batcher *batcher)
         batcher->accounts = account->next;
         free(account);
     }
-    free(batcher->heap);
+    deadlines_done(&batcher->deadlines);
     free(batcher);
     return NULL;
 }
@@ -395,8 +334,10 @@ static void job_leave(struct batcher *batcher, struct job *job)
     case JOB_HELD:
         list_remove(&lane->held, job);
         batcher->n_waiting--;
+        batcher->n_held--;
         break;
     case JOB_PARKED: batcher->n_parked--; break;
+    case JOB_REFUSED: list_remove(&batcher->refused, job); break;
     case JOB_IDLE: break;
     }
     job->state = JOB_IDLE;
@@ -412,7 +353,7 @@ int batcher_add(struct batcher *batcher, struct job *job, uint64_t now_us)
     job->share = share_get(job->lane, job->uid);
     if (!job->share)
         return -ENOMEM;
-    if (job->deadline_us && heap_add(batcher, job) < 0)
+    if (job->deadline_us && deadlines_add(&batcher->deadlines, job) < 0)
         return -ENOMEM;
     job->share->n_jobs++;
     job->lane->n_jobs++;
@@ -426,7 +367,7 @@ void batcher_remove(struct batcher *batcher, struct job *job)
     if (job->state == JOB_IDLE)
         return;
     job_leave(batcher, job);
-    heap_remove(batcher, job);
+    deadlines_remove(&batcher->deadlines, job);
     job->share->n_jobs--;
     job->lane->n_jobs--;
 }
@@ -434,7 +375,7 @@ void batcher_remove(struct batcher *batcher, struct job *job)
 void batcher_park(struct batcher *batcher, struct job *job)
 {
     assert(job->chunk == 0);
-    if (job->state == JOB_PARKED || job->state == JOB_IDLE)
+    if (job->state == JOB_PARKED || job->state == JOB_IDLE || job->state == JOB_REFUSED)
         return;
     job_leave(batcher, job);
     job->state = JOB_PARKED;
@@ -470,6 +411,13 @@ static struct job *next_waiting(const struct lane *lane)
     return NULL;
 }
 
+/* A job that left its list and can never run: it stays with the batcher until it is handed out. */
+static void job_refuse(struct batcher *batcher, struct job *job)
+{
+    job->state = JOB_REFUSED;
+    list_append(&batcher->refused, job);
+}
+
 /* Lets waiting jobs join while there are places and KV memory. While it picks, each pick is charged
  * its predicted cost, so that the places of one step are shared fairly too. */
 static void join_waiting(struct batcher *batcher, struct lane *lane)
@@ -485,13 +433,12 @@ static void join_waiting(struct batcher *batcher, struct lane *lane)
             job->state = JOB_HELD;
             list_append(&lane->held, job);
             batcher->n_waiting++;
+            batcher->n_held++;
+            batcher->held_ever++;
             continue;
         }
         if (r < 0) {
-            heap_remove(batcher, job);
-            job->share->n_jobs--;
-            lane->n_jobs--;
-            list_append(&batcher->refused, job);
+            job_refuse(batcher, job);
             continue;
         }
         job->admitted = true;
@@ -589,32 +536,69 @@ static void put_prompts(const struct batcher *batcher, struct lane *lane)
     }
 }
 
-/* A step still waits for company: fewer jobs than min_batch, and the eldest has not waited
- * max_delay_us yet. */
-static bool held_back(const struct batcher *batcher, const struct lane *lane, uint64_t now_us,
-                      uint64_t *ret_until_us)
+/* When a step that waits for company goes at the latest, and why then: max_delay_us after its
+ * eldest came, or when the earliest deadline leaves no more than the time of its prompt. */
+static uint64_t company_until_us(const struct batcher *batcher, const struct lane *lane,
+                                 enum batch_reason *ret_reason)
 {
-    uint64_t eldest_us = UINT64_MAX;
+    const struct job *urgent = deadlines_first(&batcher->deadlines);
+    uint64_t eldest_us = UINT64_MAX, until_us;
 
-    if (batcher->options.max_delay_us == 0 || batcher->options.min_batch <= 1 ||
-        lane->running.n > 0 || lane->n_waiting >= batcher->options.min_batch)
-        return false;
     for (const struct share *share = lane->shares; share; share = share->next)
         for (uint32_t i = 0; i < BATCHER_PRIORITIES; i++)
             if (share->waiting[i].head)
                 eldest_us = MIN(eldest_us, share->waiting[i].head->arrived_us);
-    *ret_until_us = eldest_us + batcher->options.max_delay_us;
+    until_us = eldest_us + batcher->options.max_delay_us;
+    *ret_reason = BATCH_MAX_DELAY;
+    if (urgent && urgent->lane == lane && urgent->state == JOB_WAITING) {
+        uint64_t prompt_us = (uint64_t)(lane->us_per_column * (urgent->known - urgent->fed));
+        uint64_t latest_us = urgent->deadline_us - MIN(urgent->deadline_us, prompt_us);
+        if (latest_us < until_us) {
+            until_us = latest_us;
+            *ret_reason = BATCH_DEADLINE;
+        }
+    }
+    return until_us;
+}
+
+/* A step still waits for company: fewer jobs than min_batch, and its time has not come. */
+static bool held_back(const struct batcher *batcher, struct lane *lane, uint64_t now_us,
+                      uint64_t *ret_until_us)
+{
+    if (batcher->options.max_delay_us == 0 || batcher->options.min_batch <= 1 ||
+        lane->running.n > 0 || lane->n_waiting >= batcher->options.min_batch)
+        return false;
+    *ret_until_us = company_until_us(batcher, lane, &lane->company);
+    lane->kept_waiting |= *ret_until_us > now_us;
     return *ret_until_us > now_us;
+}
+
+/* Why the step goes now; `joined`: jobs that came into it, of `waiting` that could. */
+static enum batch_reason step_reason(struct batcher *batcher, struct lane *lane, uint32_t joined,
+                                     uint32_t waiting)
+{
+    bool was_idle = batcher->engine_idle, kept_waiting = lane->kept_waiting;
+
+    batcher->engine_idle = lane->kept_waiting = false;
+    if (lane->running.n >= batcher->options.max_batch)
+        return BATCH_FULL;
+    if (kept_waiting)
+        return waiting >= batcher->options.min_batch ? BATCH_MIN_BATCH : lane->company;
+    if (was_idle)
+        return BATCH_IDLE;
+    return joined > 0 ? BATCH_GATHERED : BATCH_CONTINUED;
 }
 
 bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us,
                      const struct batch **ret_batch)
 {
     struct batch *batch = &lane->batch;
+    uint32_t waiting, running = lane->running.n;
 
     (void)now_us;
     assert(!lane->open);
     release_held(batcher, lane);
+    waiting = lane->n_waiting;
     join_waiting(batcher, lane);
     uncharge_joined(lane);
     batch->n_jobs = batch->n_columns = 0;
@@ -626,6 +610,8 @@ bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us
     put_prompts(batcher, lane);
     lane->starved = batch->n_jobs == 0;
     lane->open = batch->n_jobs > 0;
+    if (lane->open)
+        batch->reason = step_reason(batcher, lane, lane->running.n - running, waiting);
     *ret_batch = batch;
     return lane->open;
 }
@@ -658,7 +644,7 @@ struct lane *batcher_pick(struct batcher *batcher, uint64_t now_us, uint64_t *re
     const struct share *best_due = NULL;
     struct lane *best = NULL;
 
-    *ret_wake_us = batcher->heap_len > 0 ? batcher->heap[0]->deadline_us : UINT64_MAX;
+    *ret_wake_us = deadlines_next_us(&batcher->deadlines);
     for (struct lane *lane = batcher->lanes; lane; lane = lane->next) {
         uint64_t until_us;
         if (!lane->open) {
@@ -674,6 +660,7 @@ struct lane *batcher_pick(struct batcher *batcher, uint64_t now_us, uint64_t *re
             best_due = lane_due(lane);
         }
     }
+    batcher->engine_idle |= best == NULL;
     return best;
 }
 
@@ -710,10 +697,12 @@ void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us)
 
 struct job *batcher_expired(struct batcher *batcher, uint64_t now_us)
 {
+    const struct deadlines *deadlines = &batcher->deadlines;
+
     /* One in an open step is looked at again when the step is over. */
-    for (size_t i = 0; i < batcher->heap_len && batcher->heap[i]->deadline_us <= now_us; i++)
-        if (batcher->heap[i]->chunk == 0)
-            return batcher->heap[i];
+    for (size_t i = 0; i < deadlines->n && deadlines->heap[i]->deadline_us <= now_us; i++)
+        if (deadlines->heap[i]->chunk == 0)
+            return deadlines->heap[i];
     return NULL;
 }
 
@@ -722,7 +711,7 @@ struct job *batcher_refused(struct batcher *batcher)
     struct job *job = batcher->refused.head;
 
     if (job)
-        list_remove(&batcher->refused, job);
+        batcher_remove(batcher, job);
     return job;
 }
 
@@ -746,4 +735,14 @@ uint32_t batcher_n_running(const struct batcher *batcher)
 uint32_t batcher_n_parked(const struct batcher *batcher)
 {
     return batcher->n_parked;
+}
+
+uint32_t batcher_n_held(const struct batcher *batcher)
+{
+    return batcher->n_held;
+}
+
+uint64_t batcher_held_ever(const struct batcher *batcher)
+{
+    return batcher->held_ever;
 }

@@ -30,6 +30,7 @@ enum job_state {
     JOB_RUNNING, /* advanced by every step of its lane */
     JOB_HELD,    /* for what another job of its lane computes, and it could share */
     JOB_PARKED,  /* its reader takes nothing; not computed */
+    JOB_REFUSED, /* can never run; waits to be handed out by batcher_refused() */
 };
 
 /* What the batcher knows of a request; embedded in it. */
@@ -67,11 +68,25 @@ struct batcher_options {
     void *userdata;
 };
 
+/* Why a step was dispatched when it was; the first that holds of FULL, the three of waiting, IDLE,
+ * GATHERED, CONTINUED. */
+enum batch_reason {
+    BATCH_IDLE,      /* the engine had nothing to do: what came starts at once */
+    BATCH_GATHERED,  /* jobs came, or found room, while other work ran */
+    BATCH_CONTINUED, /* the same jobs go on */
+    BATCH_FULL,      /* every place was taken */
+    BATCH_MIN_BATCH, /* it waited for company: enough came */
+    BATCH_MAX_DELAY, /* it waited for company: max_delay_us ran out */
+    BATCH_DEADLINE,  /* it waited for company: a deadline could bear no more */
+    _BATCH_REASON_MAX,
+};
+
 struct batch {
     struct job **jobs; /* their chunk says how many columns each has */
     uint32_t n_jobs;
     uint32_t n_columns;
     uint32_t n_runnable; /* jobs that could have been advanced, at most max_batch */
+    enum batch_reason reason;
 };
 
 int batcher_new(const struct batcher_options *options, struct batcher **ret_batcher);
@@ -118,5 +133,8 @@ uint64_t batcher_uid_us(const struct batcher *batcher, uint32_t uid);
 uint32_t batcher_n_waiting(const struct batcher *batcher);
 uint32_t batcher_n_running(const struct batcher *batcher);
 uint32_t batcher_n_parked(const struct batcher *batcher);
+/* Of those that wait, the held ones; and how often a job has been held so far. */
+uint32_t batcher_n_held(const struct batcher *batcher);
+uint64_t batcher_held_ever(const struct batcher *batcher);
 
 #endif

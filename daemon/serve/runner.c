@@ -215,6 +215,10 @@ static void publish_gauges(struct runner *runner)
     metrics_set(metrics, M_KV_BUDGET, kv.budget_bytes);
     metrics_set(metrics, M_STREAMS, runner->n_requests);
     metrics_set(metrics, M_STREAMS_PARKED, batcher_n_parked(runner->batcher));
+    metrics_set(metrics, M_RUNNING, batcher_n_running(runner->batcher));
+    metrics_set(metrics, M_WAITING, batcher_n_waiting(runner->batcher));
+    metrics_set(metrics, M_HELD, batcher_n_held(runner->batcher));
+    metrics_set(metrics, M_HELD_EVER, batcher_held_ever(runner->batcher));
 }
 
 static void account_busy(struct runner *runner, uint64_t now)
@@ -490,6 +494,13 @@ static void fail_step(struct runner *runner, struct runner_model *rm, const stru
     remove_if_empty(runner, rm);
 }
 
+static const enum metric_id reason_metric[_BATCH_REASON_MAX] = {
+    [BATCH_IDLE] = M_STEPS_IDLE,           [BATCH_GATHERED] = M_STEPS_GATHERED,
+    [BATCH_CONTINUED] = M_STEPS_CONTINUED, [BATCH_FULL] = M_STEPS_FULL,
+    [BATCH_MIN_BATCH] = M_STEPS_MIN_BATCH, [BATCH_MAX_DELAY] = M_STEPS_MAX_DELAY,
+    [BATCH_DEADLINE] = M_STEPS_DEADLINE,
+};
+
 static int begin_step(struct runner *runner, struct runner_model *rm, const struct batch *batch)
 {
     struct metrics *metrics = runner->options.metrics;
@@ -503,6 +514,7 @@ static int begin_step(struct runner *runner, struct runner_model *rm, const stru
     }
     rm->step_us = 0;
     metrics_add(metrics, M_STEPS, 1);
+    metrics_add(metrics, reason_metric[batch->reason], 1);
     metrics_add(metrics, M_STEP_ROWS, batch->n_jobs);
     metrics_add(metrics, M_STEP_RUNNABLE, batch->n_runnable);
     metrics_add(metrics, M_STEP_COLUMNS, batch->n_columns);

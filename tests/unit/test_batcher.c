@@ -576,3 +576,96 @@ Test(batcher, five_thousand_at_once_all_end)
     free(jobs);
     end_world(world);
 }
+
+/* Between its refusal and its handing out a job's client may be gone: the job is freed then. */
+Test(batcher, a_refused_job_can_be_removed_before_it_is_handed_out)
+{
+    struct batcher_options options = {.max_batch = 8,
+                                      .min_batch = 1,
+                                      .chunk_target_us = 20000,
+                                      .max_columns = 1024,
+                                      .admit = admit_none};
+    struct world world = {0};
+    const struct batch *batch;
+    struct job jobs[3];
+
+    cr_assert_eq(batcher_new(&options, &world.batcher), 0);
+    cr_assert_eq(lane_new(world.batcher, NULL, &world.lane), 0);
+    for (int i = 0; i < 3; i++) {
+        jobs[i] = job_of(world.lane, 1, 2, 1);
+        jobs[i].deadline_us = 5;
+        add(&world, &jobs[i]);
+    }
+    cr_assert_not(batcher_compose(world.batcher, world.lane, 0, &batch));
+    batcher_remove(world.batcher, &jobs[1]);
+    cr_assert_eq(jobs[1].state, JOB_IDLE);
+    batcher_park(world.batcher, &jobs[0]); /* does nothing to one refused */
+    cr_assert_eq(batcher_expired(world.batcher, 10), &jobs[0], "still the batcher's");
+    batcher_remove(world.batcher, &jobs[0]);
+    cr_assert_eq(batcher_refused(world.batcher), &jobs[2]);
+    cr_assert_null(batcher_refused(world.batcher), "the removed ones are not handed out");
+    cr_assert_eq(lane_n_jobs(world.lane), 0);
+    end_world(&world);
+}
+
+/* The reason of the lane's next step, which takes `us` and ends its jobs where `ends` says so. */
+static enum batch_reason reason_of_step(struct world *world, bool ends)
+{
+    enum batch_reason reason;
+
+    batcher_pick(world->batcher, world->now_us, &world->wake_us);
+    cr_assert_gt(step(world, world->lane, 100, ends), 0);
+    reason = batcher_batch(world->lane)->reason;
+    batcher_pick(world->batcher, world->now_us, &world->wake_us);
+    return reason;
+}
+
+Test(batcher, each_step_says_why_it_was_dispatched)
+{
+    WORLD(world, .max_batch = 3, .min_batch = 1);
+    struct job jobs[6];
+
+    for (int i = 0; i < 6; i++)
+        jobs[i] = job_of(world->lane, 1, 2, 1);
+    add(world, &jobs[0]);
+    cr_assert_eq(reason_of_step(world, false), BATCH_IDLE);
+    cr_assert_eq(reason_of_step(world, false), BATCH_CONTINUED);
+    add(world, &jobs[1]);
+    cr_assert_eq(reason_of_step(world, false), BATCH_GATHERED);
+    for (int i = 2; i < 6; i++)
+        add(world, &jobs[i]);
+    cr_assert_eq(reason_of_step(world, false), BATCH_FULL);
+    cr_assert_eq(reason_of_step(world, false), BATCH_FULL, "full goes before continued");
+    for (int i = 0; i < 5; i++)
+        batcher_remove(world->batcher, &jobs[i]);
+    cr_assert_eq(reason_of_step(world, true), BATCH_GATHERED, "the last one found room");
+    jobs[0] = job_of(world->lane, 1, 2, 1);
+    add(world, &jobs[0]);
+    cr_assert_eq(reason_of_step(world, true), BATCH_IDLE);
+    end_world(world);
+}
+
+Test(batcher, a_step_that_waited_for_company_says_what_ended_that)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 2, .max_delay_us = 500);
+    struct job jobs[2];
+
+    for (int round = 0; round < 3; round++) {
+        enum batch_reason expected[] = {BATCH_MAX_DELAY, BATCH_MIN_BATCH, BATCH_DEADLINE};
+        uint64_t limit_us = round == 2 ? 200 : 500;
+        jobs[0] = job_of(world->lane, 1, 2, world->now_us);
+        jobs[1] = job_of(world->lane, 2, 2, world->now_us);
+        /* Its prompt is two columns; a column takes about 10 us as far as a new lane knows. */
+        jobs[0].deadline_us = round == 2 ? world->now_us + 300 : 0;
+        add(world, &jobs[0]);
+        cr_assert_null(batcher_pick(world->batcher, world->now_us, &world->wake_us));
+        cr_assert_leq(world->wake_us, world->now_us + limit_us + 100);
+        if (round == 1)
+            add(world, &jobs[1]);
+        else
+            world->now_us = world->wake_us;
+        cr_assert_eq(reason_of_step(world, true), expected[round], "round %d", round);
+        cr_assert(jobs[0].deadline_us == 0 || world->now_us - 100 <= jobs[0].deadline_us);
+    }
+    end_world(world);
+}

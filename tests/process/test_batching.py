@@ -1,0 +1,56 @@
+"""Batching as clients see it: why steps go, order, deadlines, what one user may hold."""
+from lib.harness import expect, test, wait_for
+from lib.wire import frame, text_of
+
+REASONS = ("idle", "gathered", "continued", "full", "min_batch", "max_delay", "deadline")
+ONE = (("IGNORE_EOS", 1), ("TEMPERATURE", 0.0))
+
+
+def made_model(t, name="made", *flags):
+    path = t.dir / f"{name}.gguf"
+    result = t.run("make-model", *flags, path)
+    expect(result.code == 0, f"make-model: {result.err}")
+    return path
+
+
+def ready_daemon(t, **more):
+    d = t.daemon(models=[made_model(t)], **more)
+    expect(d.hearth("warm", "--wait", "made").code == 0, "the model does not load")
+    return d
+
+
+def ask_many(c, n, *options):
+    """n requests at once on one connection: their ids."""
+    ids = list(range(c.next_id, c.next_id + n))
+    c.next_id += n
+    c.send(b"".join(frame("COMPLETE", i, ("MODEL", "made"), ("PROMPT", f"a dog {i}"), *ONE, *options)
+                    for i in ids))
+    return ids
+
+
+@test
+def every_step_has_one_reason(t):
+    d = ready_daemon(t, config="batching: {max_batch: 4}\n")
+    with d.client() as c:
+        for request in ask_many(c, 12, ("MAX_TOKENS", 20)):
+            expect(c.replies(request)[-1].type == "DONE", "a request failed")
+    counts = {r: d.metric(f"steps_{r}_total") for r in REASONS}
+    expect(sum(counts.values()) == d.metric("steps_total"), f"{counts}")
+    expect(counts["full"] > 0 and counts["idle"] > 0, f"{counts}")
+    section = d.hearth("stats", "batcher").out
+    mean = d.metric("step_rows_total") / d.metric("steps_total")
+    expect(f"step_rows_mean {mean:.4f}\n" in section, section)
+    expect(d.metric("step_rows_max") == 4, "more in a step than max_batch")
+
+
+@test
+def a_step_waits_for_company_no_longer_than_max_delay(t):
+    d = ready_daemon(t, config="batching: {min_batch: 3, max_delay: 50ms}\n")
+    with d.client() as c:
+        expect(c.ask("COMPLETE", ("MODEL", "made"), ("PROMPT", "alone"), ("MAX_TOKENS", 1),
+                     *ONE)[-1].type == "DONE", "alone")
+        expect(d.metric("steps_max_delay_total") == 1, "it waited for nobody to the end")
+        for request in ask_many(c, 3, ("MAX_TOKENS", 1)):
+            expect(c.replies(request)[-1].type == "DONE", "in company")
+    wait_for(lambda: d.metric("steps_min_batch_total") + d.metric("steps_max_delay_total") == 2,
+             "the three to go together")
