@@ -39,10 +39,11 @@ static const struct ratio {
     enum metric_id numerator, denominator;
     enum metric_id less; /* _METRIC_MAX: nothing */
     bool complement;
+    bool mean; /* may be above 1 */
 } ratios[] = {
     {"pool_reuse", "pool", M_REQUESTS_REUSED, M_REQUESTS, _METRIC_MAX, false},
     {"batch_efficiency", "batcher", M_STEP_ROWS, M_STEP_RUNNABLE, _METRIC_MAX, false},
-    {"step_rows_mean", "batcher", M_STEP_ROWS, M_STEPS, _METRIC_MAX, false},
+    {"step_rows_mean", "batcher", M_STEP_ROWS, M_STEPS, _METRIC_MAX, false, .mean = true},
     {"engine_efficiency", "batcher", M_ENGINE_CPU, M_ENGINE_BUSY, M_ENGINE_RUN_DELAY, false},
     {"credit_wait_ratio", "streaming", M_FRAMES_WAITED, M_FRAMES, _METRIC_MAX, false},
     {"streaming_efficiency", "streaming", M_FRAMES_WAITED, M_FRAMES, _METRIC_MAX, true},
@@ -193,10 +194,10 @@ static void write_ratio(const struct metrics *m, const struct ratio *r, FILE *ou
         under -= (double)metrics_get(m, r->less);
     if (under <= 0)
         return; /* nothing counted: there is no such figure yet */
-    unsigned parts = (unsigned)(MIN(over / under, 1.0) * 10000 + 0.5);
+    uint64_t parts = (uint64_t)((r->mean ? over / under : MIN(over / under, 1.0)) * 10000 + 0.5);
     if (r->complement)
         parts = 10000 - parts;
-    fprintf(out, "%s %u.%04u\n", r->name, parts / 10000, parts % 10000);
+    fprintf(out, "%s %" PRIu64 ".%04" PRIu64 "\n", r->name, parts / 10000, parts % 10000);
 }
 
 int metrics_write_section(const struct metrics *metrics, const char *section, FILE *out)
