@@ -47,10 +47,11 @@ uint32_t engine_threads(const struct engine *engine);
 
 /* Shared with whoever shows progress; the loader's thread writes, any thread reads and cancels. */
 struct model_progress {
-    _Atomic uint64_t done_bytes;  /* of the file's tensor data */
-    _Atomic uint64_t total_bytes; /* known after the header */
-    _Atomic bool cancel; /* asks the load to end with -ECANCELED, between tensors' pieces */
-    /* Called now and then by the loading thread between pieces of work (pacing); may be NULL. */
+    _Atomic uint64_t done_bytes;   /* of the file's tensor data */
+    _Atomic uint64_t total_bytes;  /* known after the header */
+    _Atomic uint64_t direct_bytes; /* of done_bytes, read past the page cache; set at the end */
+    _Atomic bool cancel;           /* asks the load to end with -ECANCELED, before its next piece */
+    /* Called by a loading thread between pieces; may be NULL. */
     void (*pause)(void *userdata);
     void *pause_userdata;
 };
@@ -58,6 +59,7 @@ struct model_progress {
 struct model_load_options {
     const struct kernel_table *kernels;
     uint32_t context_tokens; /* 0: the model's own */
+    bool direct;             /* read what is not cached past the page cache */
 };
 
 struct model_info {
@@ -78,6 +80,38 @@ struct model_info {
  * tokenizer that is not supported, named), -EIO, -ENOMEM, -ECANCELED. */
 int model_load(const struct gguf_source *source, const struct model_load_options *options,
                struct model_progress *progress, struct model **ret_model, struct fault *ret_fault);
+
+/* The same step by step, so that threads can take turns at a load or share it: a load is a row of
+ * pieces (about a megabyte each), and whoever has time takes the next. Between the pieces it
+ * belongs to nobody. */
+struct model_load;
+
+/* A thread's buffer for whatever loads it works at, and the piece it has taken; zeroed at first. */
+struct load_hand {
+    const struct model_load *load;
+    uint8_t *buffer;
+    size_t bytes;
+    uint32_t piece;
+    bool has_piece;
+};
+void load_hand_done(struct load_hand *hand);
+
+/* Reads the header, the vocabulary, and plans; the source and `progress` must outlive the load. */
+int model_load_begin(const struct gguf_source *source, const struct model_load_options *options,
+                     struct model_progress *progress, struct model_load **ret_load,
+                     struct fault *ret_fault);
+/* Reads and packs one piece: 1; 0: none is left to take. After an error the piece stays the hand's,
+ * which may try it again or give the load up. Any number of threads at once. */
+int model_load_slice(struct model_load *load, struct load_hand *hand, struct fault *ret_fault);
+/* Some piece has not been taken yet. */
+bool model_load_wants_hands(const struct model_load *load);
+/* All pieces are done: model_load_end() may be called. */
+bool model_load_is_whole(const struct model_load *load);
+/* The model; the load is only good for freeing then. Nobody may be at a slice. */
+int model_load_end(struct model_load *load, struct model **ret_model, struct fault *ret_fault);
+/* Nobody may be at a slice. Returns NULL. */
+struct model_load *model_load_free(struct model_load *load);
+
 struct model *model_free(struct model *model);
 const struct model_info *model_info(const struct model *model);
 const struct tokenizer *model_tokenizer(const struct model *model);

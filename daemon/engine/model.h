@@ -77,6 +77,11 @@ struct model {
     struct engine_step_stats stats;
 };
 
+struct plan;
+
+/* What a loaded model is asked for, from its plan and its weights: the last step of a load. */
+int model_derive(struct model *model, const struct plan *plan, struct fault *ret_fault);
+
 /* Makes the table reach n_positions (at most the context). -ENOMEM. */
 int rope_reach(struct model *model, uint32_t n_positions);
 static inline const float *rope_cosines(const struct model *model, uint32_t position)
