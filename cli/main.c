@@ -12,7 +12,8 @@ static const struct cli_command commands[] = {
      "as \\xNN; a pipe gets the bytes as they are. Ctrl-C stops the daemon's work too.\n",
      true},
     {"embed", cli_embed, "MODEL [TEXT]", "print the vector of a text",
-     "A JSON array a line, of length 1. Without TEXT each line of standard input is a text, and the\n"
+     "A JSON array a line, of length 1. Without TEXT each line of standard input is a text, and "
+     "the\n"
      "n-th line of the output is its vector, or null where it failed.\n",
      false},
     {"tokenize", cli_tokenize, "MODEL [TEXT]", "print the token ids of a text",
@@ -38,6 +39,10 @@ static const struct cli_command commands[] = {
     {"stats", cli_stats, "[SECTION]", "print what the daemon has counted",
      "Sections: pool, batcher, streaming, loader, prometheus, or a metric's name; all but\n"
      "prometheus by default.\n",
+     true},
+    {"top", cli_top, "[--interval TIME] [--once]", "watch the daemon at work",
+     "On a terminal the figures are drawn anew every interval; q leaves. Elsewhere they come as a "
+     "line\neach, with --json as an object each. Looking never starts the daemon.\n",
      true},
 };
 

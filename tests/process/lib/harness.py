@@ -238,6 +238,8 @@ class Daemon:
         self.notices = []
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(self.dir / "notify"))
+        # Read all the time, as systemd does: the kernel keeps a few only, and sd_notify() would wait.
+        threading.Thread(target=self._read_notices, daemon=True).start()
         args = [program("hearthd"), "--socket", self.socket, "--models", self.models_dir,
                 "--state-dir", self.dir / "state"]
         if config is not None:
@@ -256,12 +258,14 @@ class Daemon:
         """Lines of stderr that this test expects, as regular expressions."""
         self.expected_log += patterns
 
+    def _read_notices(self):
+        with contextlib.suppress(OSError):
+            while notice := self._notify.recv(4096):
+                self.notices += notice.decode().split("\n")
+
     def wait_notice(self, word, limit_s=START_LIMIT_S):
         """Until an sd_notify line begins with `word`; returns the line."""
         def seen():
-            self._notify.settimeout(0.05)
-            with contextlib.suppress(TimeoutError):
-                self.notices += self._notify.recv(4096).decode().split("\n")
             line = next((n for n in self.notices if n.startswith(word)), None)
             expect(line or self.process.poll() is None,
                    f"hearthd ended with {self.process.poll()}: {self.log()}")
@@ -332,7 +336,8 @@ class Daemon:
             self._check_log()
         finally:
             _kill(self.process)
-            self._notify.close()
+            with contextlib.suppress(OSError):
+                self._notify.shutdown(socket.SHUT_RDWR)
 
     def _check_log(self):
         for line in self.log().splitlines():
