@@ -53,3 +53,12 @@ double histogram_percentile(const struct histogram *histogram, double percent)
     }
     return 0;
 }
+
+uint64_t histogram_count_to(const struct histogram *histogram, double us)
+{
+    uint64_t count = 0;
+
+    for (uint32_t i = 0; i < HISTOGRAM_BUCKETS && bucket_end(i) <= us; i++)
+        count += histogram->buckets[i];
+    return count;
+}

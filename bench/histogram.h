@@ -18,5 +18,7 @@ void histogram_add(struct histogram *histogram, uint64_t us);
 void histogram_merge(struct histogram *histogram, const struct histogram *other);
 /* The value that `percent` of the values do not exceed (a bucket's upper end); 0 when empty. */
 double histogram_percentile(const struct histogram *histogram, double percent);
+/* How many values lie in buckets that end at or below `us`. */
+uint64_t histogram_count_to(const struct histogram *histogram, double us);
 
 #endif

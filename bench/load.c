@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -301,6 +302,7 @@ struct fresh_thread {
     const struct load_options *options;
     struct load_result result;
     uint64_t begin_us, end_us;
+    _Atomic uint64_t *n_done; /* of all threads */
     uint32_t index;
     pthread_t thread;
 };
@@ -364,6 +366,7 @@ static void fresh_once(struct fresh_thread *self, uint64_t n)
         count_end(&request.load, &request.slot, &failed, now_us());
     }
     hearth_free(hearth);
+    atomic_fetch_add_explicit(self->n_done, 1, memory_order_relaxed);
 }
 
 static void *fresh_main(void *argument)
@@ -388,10 +391,23 @@ static void merge(struct load_result *result, const struct load_result *other)
         memcpy(result->message, other->message, sizeof(result->message));
 }
 
+static void fresh_progress(const struct load_options *options, uint64_t begin_us,
+                           const _Atomic uint64_t *n_done)
+{
+    uint64_t now, end_us = begin_us + options->duration_us;
+
+    while (options->progress && (now = now_us()) < end_us) {
+        options->progress(options->userdata, ((double)now - (double)begin_us) / 1e6,
+                          atomic_load_explicit(n_done, memory_order_relaxed));
+        usleep((useconds_t)MIN(end_us - now, PROGRESS_US));
+    }
+}
+
 static int run_fresh(const struct load_options *options, struct load_result *result)
 {
     struct fresh_thread *threads = calloc(options->connections, sizeof(*threads));
     uint64_t begin_us = now_us() + options->warmup_us;
+    _Atomic uint64_t n_done = 0;
     uint32_t n = 0;
     int r = threads ? 0 : -ENOMEM;
 
@@ -400,10 +416,13 @@ static int run_fresh(const struct load_options *options, struct load_result *res
         threads[n].begin_us = begin_us;
         threads[n].end_us = begin_us + options->duration_us;
         threads[n].index = n;
+        threads[n].n_done = &n_done;
         r = -pthread_create(&threads[n].thread, NULL, fresh_main, &threads[n]);
         if (r < 0)
             break;
     }
+    if (r == 0)
+        fresh_progress(options, begin_us, &n_done);
     for (uint32_t i = 0; i < n; i++) {
         pthread_join(threads[i].thread, NULL);
         merge(result, &threads[i].result);

@@ -1,15 +1,12 @@
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "bench/bench.h"
 #include "lib/cleanup.h"
 
 static const struct bench_command *const commands[] = {
-    &bench_engine,
-    &bench_ids,
-    &bench_logits,
-    &bench_serve,
-    &bench_stages,
+    &bench_engine, &bench_ids, &bench_logits, &bench_serve, &bench_stages,
 };
 
 static int help(FILE *to)
@@ -21,10 +18,22 @@ static int help(FILE *to)
     return to == stdout ? BENCH_DONE : BENCH_USAGE;
 }
 
+/* Ten thousand connections are as many files: what is allowed, is used. */
+static void allow_files(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2)
         return help(stderr);
+    allow_files();
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0)
         return help(stdout);
     if (strcmp(argv[1], "--version") == 0) {

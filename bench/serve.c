@@ -11,6 +11,7 @@
 #include "bench/daemon.h"
 #include "bench/load.h"
 #include "bench/memory.h"
+#include "bench/plot.h"
 #include "bench/prompts.h"
 #include "lib/cleanup.h"
 #include "lib/hearth.h"
@@ -18,13 +19,15 @@
 
 struct serve {
     struct load_options load;
-    const char *prompt, *prompts_path, *json_path;
+    const char *prompt, *prompts_path, *json_path, *plot_path;
     size_t distinct;
     bool memory;
     char socket_path[HEARTH_PATH_BYTES];
     pid_t pid;
     uint64_t rss_peak_bytes;
     bool show_progress;
+    struct plot_point *points; /* with --plot: PLOT_POINTS_MAX of them */
+    size_t n_points;
 };
 
 struct figures {
@@ -95,6 +98,7 @@ enum option_value {
     OPT_KIND,
     OPT_MEMORY,
     OPT_JSON,
+    OPT_PLOT,
     OPT_HELP,
 };
 
@@ -133,6 +137,7 @@ static int take_option(struct serve *serve, int option, const char *value)
     case OPT_KIND: r = parse_kind(value, &load->kind); break;
     case OPT_MEMORY: serve->memory = true; break;
     case OPT_JSON: serve->json_path = value; break;
+    case OPT_PLOT: serve->plot_path = value; break;
     case OPT_HELP: break;
     }
     if (r < 0)
@@ -159,6 +164,7 @@ static int parse_arguments(int argc, char **argv, struct serve *serve)
         {"kind", required_argument, NULL, OPT_KIND},
         {"memory", no_argument, NULL, OPT_MEMORY},
         {"json", required_argument, NULL, OPT_JSON},
+        {"plot", required_argument, NULL, OPT_PLOT},
         {"help", no_argument, NULL, OPT_HELP},
         {0}};
     int option;
@@ -204,6 +210,8 @@ static void on_progress(void *userdata, double elapsed_s, uint64_t requests)
     uint64_t rss = daemon_rss_bytes(serve->pid);
 
     serve->rss_peak_bytes = MAX(serve->rss_peak_bytes, rss);
+    if (serve->points && elapsed_s >= 0 && serve->n_points < PLOT_POINTS_MAX)
+        serve->points[serve->n_points++] = (struct plot_point){elapsed_s, requests};
     if (serve->show_progress)
         fprintf(stderr, "\r%7.1f s  %llu requests ", elapsed_s, (unsigned long long)requests);
 }
@@ -327,6 +335,25 @@ static int report(const struct serve *serve, const struct figures *figures)
     return r;
 }
 
+static int draw(const struct serve *serve, const struct figures *figures)
+{
+    const struct load_options *load = &serve->load;
+    char title[256], message[320] = "";
+    struct plot plot = {.title = title,
+                        .latency = &figures->result.latency,
+                        .first_token = load->max_tokens > 1 ? &figures->result.first_token : NULL,
+                        .points = serve->points,
+                        .n_points = serve->n_points};
+
+    snprintf(title, sizeof(title), "%.100s, %u connections%s%s, %s%.0f requests/s",
+             load->kind == LOAD_NULL ? "null" : load->model, load->connections,
+             load->fresh ? ", one a request" : "", load->stream ? ", streamed" : "",
+             load->rate > 0 ? "open loop at " : "",
+             (double)figures->result.requests / figures->result.duration_s);
+    return plot_write(&plot, serve->plot_path, message) < 0 ? bench_fail("%s", message)
+                                                            : BENCH_DONE;
+}
+
 static int serve_run(struct serve *serve, struct figures *figures)
 {
     struct prompts prompts = {0};
@@ -377,11 +404,17 @@ static int run(int argc, char **argv)
         return bench_usage(&bench_serve);
     serve.load.userdata = &serve;
     figures = calloc(1, sizeof(*figures));
-    if (!figures)
-        return bench_fail("out of memory");
-    r = serve_run(&serve, figures);
+    if (serve.plot_path)
+        serve.points = calloc(PLOT_POINTS_MAX, sizeof(*serve.points));
+    if (!figures || (serve.plot_path && !serve.points))
+        r = bench_fail("out of memory");
+    else
+        r = serve_run(&serve, figures);
     if (r == BENCH_DONE)
         r = report(&serve, figures);
+    if (r == BENCH_DONE && serve.plot_path)
+        r = draw(&serve, figures);
+    free(serve.points);
     free(figures);
     return r;
 }
@@ -391,7 +424,7 @@ const struct bench_command bench_serve = {
     .usage = "[--socket PATH] [--model NAME] [--connections 64] [--in-flight 1] [--rate R] "
              "[--duration 10s] [--warmup 2s] [--prompt TEXT | --prompts FILE | --distinct N] "
              "[--max-tokens 1] [--stream] [--fresh] [--kind complete|embed|null] [--memory] "
-             "[--json FILE]",
+             "[--json FILE] [--plot FOLDER|FILE.png|FILE.svg]",
     .help = "Puts load on a running daemon and prints rates, latencies, memory and ratios.",
     .run = run,
 };
