@@ -309,6 +309,7 @@ static void start_when_room(struct registry *registry, struct model_entry *entry
     _cleanup_free_ struct model_entry **entries = calloc(n, sizeof(*entries));
     _cleanup_free_ size_t *out = calloc(n, sizeof(*out));
     uint64_t need = file_bytes(entry) / 100 * (100 + LOAD_EXTRA_PERCENT);
+    struct newcomer newcomer = {.bytes = need, .wanted = RESIDENCY_ASKED_FOR};
     char sentence[FAULT_TEXT_BYTES];
 
     if (!residents || !entries || !out) {
@@ -316,7 +317,8 @@ static void start_when_room(struct registry *registry, struct model_entry *entry
         return;
     }
     n = list_residents(registry, entry, residents, entries);
-    switch (residency_decide(residents, n, registry->options.budget_bytes, need, out, &n_evict)) {
+    switch (residency_decide(residents, n, RESIDENCY_LRU, registry->options.budget_bytes, &newcomer,
+                             out, &n_evict)) {
     case RESIDENCY_FITS:
         entry->reserved_bytes = need;
         start_task(registry, entry);
@@ -327,6 +329,7 @@ static void start_when_room(struct registry *registry, struct model_entry *entry
             evict(registry, entries[out[i]], entry);
         break;
     case RESIDENCY_WAIT: registry->room_wanted = true; break;
+    case RESIDENCY_WORTHLESS:
     case RESIDENCY_IMPOSSIBLE:
         snprintf(sentence, sizeof(sentence),
                  "%s needs %" PRIu64 " MiB, and of the memory_budget of %" PRIu64 " MiB %" PRIu64

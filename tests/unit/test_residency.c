@@ -8,7 +8,9 @@ static size_t evict[8], n_evict;
 static enum residency_verdict decide(const struct resident *residents, size_t n, uint64_t budget,
                                      uint64_t need)
 {
-    return residency_decide(residents, n, budget, need, evict, &n_evict);
+    struct newcomer newcomer = {.bytes = need, .wanted = RESIDENCY_ASKED_FOR};
+
+    return residency_decide(residents, n, RESIDENCY_LRU, budget, &newcomer, evict, &n_evict);
 }
 
 Test(residency, what_fits_evicts_nobody)
@@ -63,4 +65,63 @@ Test(residency, those_that_leave_are_not_evicted_again)
     cr_assert_eq(decide(residents, 2, 100, 80), RESIDENCY_EVICT);
     cr_assert_eq(n_evict, 1);
     cr_assert_eq(evict[0], 1);
+}
+
+static enum residency_verdict decide_wanted(const struct resident *residents, size_t n,
+                                            uint64_t budget, uint64_t bytes, double wanted)
+{
+    struct newcomer newcomer = {.bytes = bytes, .wanted = wanted};
+
+    return residency_decide(residents, n, RESIDENCY_BY_ESTIMATE, budget, &newcomer, evict,
+                            &n_evict);
+}
+
+Test(residency, the_least_wanted_per_byte_go_first_and_of_equals_the_least_recently_used)
+{
+    struct resident residents[] = {{.bytes = 40, .wanted = 0.4, .last_used_us = 1},
+                                   {.bytes = 20, .wanted = 0.1, .last_used_us = 3},
+                                   {.bytes = 20, .wanted = 0.1, .last_used_us = 2}};
+
+    cr_assert_eq(decide_wanted(residents, 3, 80, 20, RESIDENCY_ASKED_FOR), RESIDENCY_EVICT);
+    cr_assert_eq(n_evict, 1);
+    cr_assert_eq(evict[0], 2);
+    cr_assert_eq(decide_wanted(residents, 3, 80, 40, RESIDENCY_ASKED_FOR), RESIDENCY_EVICT);
+    cr_assert_eq(n_evict, 2);
+    cr_assert_eq(evict[1], 1);
+}
+
+Test(residency, a_large_victim_spares_the_small_ones_named_before_it)
+{
+    struct resident residents[] = {{.bytes = 10, .wanted = 0.1},
+                                   {.bytes = 10, .wanted = 0.11},
+                                   {.bytes = 80, .wanted = 1.6}};
+
+    cr_assert_eq(decide_wanted(residents, 3, 100, 80, RESIDENCY_ASKED_FOR), RESIDENCY_EVICT);
+    cr_assert_eq(n_evict, 1);
+    cr_assert_eq(evict[0], 2);
+    cr_assert_eq(decide_wanted(residents, 3, 100, 85, RESIDENCY_ASKED_FOR), RESIDENCY_EVICT);
+    cr_assert_eq(n_evict, 2);
+    cr_assert_eq(evict[0], 0); /* the likelier of the small ones stays */
+    cr_assert_eq(evict[1], 2);
+}
+
+Test(residency, a_prediction_never_displaces_what_is_likelier)
+{
+    struct resident residents[] = {{.bytes = 50, .wanted = 0.3}, {.bytes = 50, .wanted = 0.2}};
+
+    cr_assert_eq(decide_wanted(residents, 2, 100, 50, 0.25), RESIDENCY_EVICT);
+    cr_assert_eq(evict[0], 1);
+    cr_assert_eq(decide_wanted(residents, 2, 100, 50, 0.2), RESIDENCY_WORTHLESS);
+    cr_assert_eq(decide_wanted(residents, 2, 100, 60, 0.4), RESIDENCY_WORTHLESS); /* 0.3 + 0.2 */
+    cr_assert_eq(decide_wanted(residents, 2, 100, 60, 0.51), RESIDENCY_EVICT);
+    cr_assert_eq(n_evict, 2);
+    cr_assert_eq(decide_wanted(residents, 2, 150, 50, 0.01), RESIDENCY_FITS);
+}
+
+Test(residency, sizes_near_the_end_of_the_numbers_are_refused_not_added_up)
+{
+    struct resident residents[] = {{.bytes = 50, .fixed = true}};
+
+    cr_assert_eq(decide(residents, 1, 100, UINT64_MAX), RESIDENCY_IMPOSSIBLE);
+    cr_assert_eq(decide(residents, 1, 100, UINT64_MAX - 10), RESIDENCY_IMPOSSIBLE);
 }

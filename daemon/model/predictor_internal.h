@@ -1,0 +1,125 @@
+/* The predictor's inside: what its files share. predictor.c learns and estimates,
+ * predictor_shadow.c holds the shadows and decides the mode, predictor_history.c turns the history
+ * into bytes. */
+#ifndef HEARTH_MODEL_PREDICTOR_INTERNAL_H
+#define HEARTH_MODEL_PREDICTOR_INTERNAL_H
+
+#include <uthash.h>
+
+#include "daemon/model/predictor.h"
+#include "lib/wire.h"
+
+#define MAX_MODELS PREDICTOR_MAX_MODELS
+
+/* No model. */
+#define NOBODY UINT32_MAX
+
+struct predicted_model {
+    char name[WIRE_MAX_MODEL_NAME + 1];
+    uint64_t bytes;
+    uint64_t last_request_us; /* 0: never */
+    bool predictable;
+    double soon; /* how often what followed it came within the window */
+    UT_hash_handle hh;
+};
+
+/* Ways of foretelling the next request, each a distribution over the models. */
+enum view {
+    VIEW_FREQUENT, /* by how often, over hundreds of requests */
+    VIEW_RECENT,   /* by how often, over tens */
+    VIEW_FOLLOWS,  /* by what followed the last model, over tens of times */
+    VIEW_FOLLOWED, /* by what followed it the last few times */
+    VIEW_PAIR,     /* by what followed the last two, in this order */
+    _VIEW_MAX,
+};
+
+/* What followed two models in a row. */
+#define PAIR_PLACES     2048u
+#define PAIR_SUCCESSORS 4u
+
+struct pair {
+    uint16_t before, last; /* numbers plus one; 0: empty */
+    uint16_t successor[PAIR_SUCCESSORS];
+    float count[PAIR_SUCCESSORS], sum;
+};
+
+/* A matrix of counts that fade: row a, column b: how often b followed a. */
+struct follow {
+    float count[MAX_MODELS][MAX_MODELS];
+    float sum[MAX_MODELS];
+};
+
+/* ---- shadows ---- */
+
+enum shadow_kind { SHADOW_LRU, SHADOW_ORDER, SHADOW_PREDICT, SHADOW_FILL, _SHADOW_MAX };
+
+struct shadow {
+    bool there[MAX_MODELS];
+    uint64_t ready_us[MAX_MODELS]; /* when a predicted load is over */
+    uint64_t used_us[MAX_MODELS];
+    uint64_t predicted_us[MAX_MODELS]; /* 0: not, or used since */
+    uint64_t io_free_us;
+    double cost_s;          /* waiting, fading */
+    double predicted, used; /* predictions made and proved right, fading */
+};
+
+struct trial {
+    double real_s, lru_s, mean_s; /* waiting in this mode, and the LRU shadow's meanwhile */
+    uint32_t requests;
+    uint32_t failures; /* in a row */
+    uint32_t pause;    /* requests until the next one */
+};
+
+struct event {
+    uint16_t model;
+    uint32_t gap_ms; /* since the one before; UINT32_MAX: not known */
+};
+
+struct predictor {
+    struct predicted_model models[MAX_MODELS];
+    struct predicted_model *by_name; /* uthash */
+    uint32_t n;
+    uint32_t before, last; /* the last two requests' models, or NOBODY */
+    uint64_t last_us;
+    uint64_t budget_bytes;
+    double bytes_per_s;
+    const float *truth;
+    uint32_t n_truth;
+
+    float frequent[MAX_MODELS], recent[MAX_MODELS];
+    float frequent_sum, recent_sum;
+    struct follow follows, followed;
+    struct pair pairs[PAIR_PLACES];
+    double weight[_VIEW_MAX];
+    double next[MAX_MODELS];   /* how likely the next request is for it */
+    double wanted[MAX_MODELS]; /* the same, and a little of those after it */
+    double chance[MAX_MODELS]; /* of being asked for within the window */
+
+    bool proposed[MAX_MODELS]; /* since the last request */
+
+    struct shadow shadow[_SHADOW_MAX];
+    enum predictor_mode mode;
+    struct trial trial;
+    uint64_t n_requests;
+
+    struct event history[PREDICTOR_MAX_HISTORY]; /* a ring */
+    uint32_t history_first, history_n;
+};
+
+/* Whether a model with this chance is proposed. */
+#define CHANCE_WORTH_LOADING 0.5
+#define CHANCE_WORTH_FILLING 0.02
+#define WORTH_OF_NEWCOMERS   0.8
+
+/* The likeliest of those that are worth loading; NOBODY: none. */
+uint32_t candidate(const struct predictor *p, bool fill, const bool *there, const bool *proposed);
+
+/* predictor_shadow.c: lets the shadows live through a request, before and after it is learned. */
+void shadows_request(struct predictor *p, uint32_t model, uint64_t now_us);
+/* Chooses the mode. `waited_s`: what this request really waited for. */
+void mode_choose(struct predictor *p, uint32_t model, bool ready);
+/* Forgets a model whose number is given to another. */
+void shadows_forget(struct predictor *p, uint32_t model);
+double load_seconds(const struct predictor *p, uint32_t model);
+
+#endif
