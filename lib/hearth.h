@@ -237,7 +237,8 @@ int hearth_set(struct hearth *h, const struct hearth_set *set, hearth_reply_fn f
                uint64_t *ret_id);
 /* Loads the model and keeps it loaded: one item (model, state, holds) once that is taken, then
  * nothing until hearth_cancel() (done, reason "cancelled") or the connection's end lets go of it.
- * An error ends it where the load fails, an administrator unloads the model or the daemon ends. */
+ * An error ends it where the load fails or the daemon ends. An order to unload a model that is held is
+ * done at once and takes effect with the last hold's end. */
 int hearth_hold(struct hearth *h, const char *model, hearth_reply_fn fn, void *userdata,
                 uint64_t *ret_id);
 /* The daemon looks through its directories again; done once it has. Administrators alone. */

@@ -410,6 +410,7 @@ int registry_want_for(struct registry *registry, struct model_entry *entry,
 {
     if (uid != MODEL_NOBODY || entry->state == MODEL_COLD || entry->state == MODEL_FAILED)
         entry->asker = uid;
+    entry->dismissed = false;
     switch (entry->state) {
     case MODEL_READY: return 0;
     case MODEL_QUEUED:

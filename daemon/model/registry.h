@@ -53,6 +53,7 @@ struct model_entry {
     bool wanted;  /* `preload` reads 1 */
     bool again;   /* asked for while it leaves: queued once it is cold (true in changed(), too) */
     bool leaving; /* unloaded while warming: drains once it is ready */
+    bool dismissed; /* unloaded while held: goes with its last hold, unless it is wanted again */
     bool pinned;
     enum load_priority priority; /* of the load asked for */
     uint32_t asker;              /* the uid it was last asked for by; MODEL_NOBODY: none */
@@ -154,6 +155,8 @@ int registry_want_for(struct registry *registry, struct model_entry *entry,
                       enum load_priority priority, uint32_t uid, bool retry);
 /* Lets it go: cancels a load, drains a ready one. */
 void registry_unload(struct registry *registry, struct model_entry *entry);
+/* The same by order: one that is held goes when its last hold lets go. */
+void registry_dismiss(struct registry *registry, struct model_entry *entry);
 /* A request of `uid` begins or ends to use it. */
 void registry_use(struct registry *registry, struct model_entry *entry, uint32_t uid);
 /* `keep_alive_us`: what the request wishes, 0: nothing. */

@@ -109,8 +109,20 @@ void registry_release(struct registry *registry, struct model_entry *entry, uint
 {
     holds_give(registry->holds, entry, uid);
     entry->idle_since_us = registry_now_us(registry);
-    if (entry->holds == 0 && entry->state == MODEL_READY)
+    if (entry->holds > 0)
+        return;
+    if (entry->dismissed)
+        registry_dismiss(registry, entry);
+    else if (entry->state == MODEL_READY)
         registry_start_waiting(registry);
+}
+
+void registry_dismiss(struct registry *registry, struct model_entry *entry)
+{
+    entry->wanted = false;
+    entry->dismissed = entry->holds > 0;
+    if (!entry->dismissed)
+        registry_unload(registry, entry);
 }
 
 bool registry_held_by_others(const struct registry *registry, const struct model_entry *entry,

@@ -1,4 +1,5 @@
-/* Orders about models that are carried out at once: `set`, and the rights that it and `unload` need. */
+/* Orders about models that are carried out at once: `set`, and the rights that it and `unload`
+ * need. */
 #include "daemon/serve/standing.h"
 
 bool order_may_unload(struct service *service, struct peer *peer, uint64_t id,
@@ -18,8 +19,7 @@ bool order_may_unload(struct service *service, struct peer *peer, uint64_t id,
 
 void order_unload(struct service *service, struct model_entry *entry)
 {
-    standing_lost(service, entry, CODE_CANCELLED, "the model was unloaded");
-    registry_unload(service->registry, entry);
+    registry_dismiss(service->registry, entry);
 }
 
 void order_set(struct service *service, struct peer *peer, uint64_t id,
