@@ -27,6 +27,7 @@ struct account {
     uint64_t engine_us; /* charged, ever */
     double virtual_us;  /* the same, raised to the others' when the user comes back from idle */
     uint32_t n_active;  /* jobs waiting or running */
+    uint32_t n_waiting; /* of these, waiting */
     uint32_t n_shares;
     struct account *next;
 };
@@ -41,6 +42,9 @@ struct share {
     double virtual_us;  /* engine time, as the account's: decides between one user's models */
     uint64_t columns;   /* in the open step */
     struct job *cursor; /* while composing: the running jobs before it have been looked at */
+    bool passed_over;   /* while composing: nobody of it is admitted any more */
+    uint64_t denied_us; /* its first job has been denied memory since then; 0: it has not */
+    bool denied_own;    /* because of what its own user holds */
     struct share *next;
 };
 
@@ -65,6 +69,8 @@ struct batcher {
     struct lane *lanes;
     struct job_list refused;
     struct deadlines deadlines;
+    uint64_t n_added;
+    uint32_t n_denied; /* shares that have been denied memory */
     uint32_t n_waiting, n_running, n_parked, n_held;
     uint64_t held_ever;
     bool engine_idle; /* nothing could be done when it was last asked for */
@@ -84,15 +90,25 @@ static void list_append(struct job_list *list, struct job *job)
     list->n++;
 }
 
-static void list_prepend(struct job_list *list, struct job *job)
+/* In the order of arrival, but those that have their memory first. Who comes back is mostly old. */
+static void list_insert(struct job_list *list, struct job *job)
 {
-    job->previous = NULL;
-    job->next = list->head;
-    if (list->head)
-        list->head->previous = job;
+    struct job *next = list->head;
+
+    while (next && (next->admitted > job->admitted ||
+                    (next->admitted == job->admitted && next->serial < job->serial)))
+        next = next->next;
+    if (!next) {
+        list_append(list, job);
+        return;
+    }
+    job->next = next;
+    job->previous = next->previous;
+    if (next->previous)
+        next->previous->next = job;
     else
-        list->tail = job;
-    list->head = job;
+        list->head = job;
+    next->previous = job;
     list->n++;
 }
 
@@ -299,19 +315,39 @@ const struct batch *batcher_batch(const struct lane *lane)
 
 /* ---- jobs ---- */
 
-static void job_wait(struct batcher *batcher, struct job *job, bool first)
+static void job_wait(struct batcher *batcher, struct job *job)
 {
-    struct job_list *list = &job->share->waiting[job->priority];
-
+    list_insert(&job->share->waiting[job->priority], job);
     job->state = JOB_WAITING;
-    if (first)
-        list_prepend(list, job);
-    else
-        list_append(list, job);
+    job->share->account->n_waiting++;
     job->lane->n_waiting++;
     job->lane->starved = false;
     batcher->n_waiting++;
     share_activate(job->share);
+}
+
+/* Room may have come free, here and, KV memory being one pool, in every lane. */
+static void unstarve(struct batcher *batcher)
+{
+    for (struct lane *lane = batcher->lanes; lane; lane = lane->next)
+        lane->starved = false;
+}
+
+static void share_deny(struct batcher *batcher, struct share *share, bool own, uint64_t now_us)
+{
+    share->passed_over = true;
+    share->denied_own = own;
+    if (share->denied_us)
+        return;
+    share->denied_us = MAX(now_us, 1u);
+    batcher->n_denied++;
+}
+
+static void share_grant(struct batcher *batcher, struct share *share)
+{
+    if (share->denied_us)
+        batcher->n_denied--;
+    share->denied_us = 0;
 }
 
 /* Takes the job out of the list it is in. */
@@ -324,7 +360,10 @@ static void job_leave(struct batcher *batcher, struct job *job)
         list_remove(&job->share->waiting[job->priority], job);
         lane->n_waiting--;
         batcher->n_waiting--;
+        job->share->account->n_waiting--;
         share_deactivate(job->share);
+        if (!share_waits(job->share))
+            share_grant(batcher, job->share);
         break;
     case JOB_RUNNING:
         list_remove(&lane->running, job);
@@ -341,9 +380,7 @@ static void job_leave(struct batcher *batcher, struct job *job)
     case JOB_IDLE: break;
     }
     job->state = JOB_IDLE;
-    /* Room may have come free, here and, KV memory being one pool, in every lane. */
-    for (struct lane *l = batcher->lanes; l; l = l->next)
-        l->starved = false;
+    unstarve(batcher);
 }
 
 int batcher_add(struct batcher *batcher, struct job *job, uint64_t now_us)
@@ -355,9 +392,13 @@ int batcher_add(struct batcher *batcher, struct job *job, uint64_t now_us)
         return -ENOMEM;
     if (job->deadline_us && deadlines_add(&batcher->deadlines, job) < 0)
         return -ENOMEM;
+    if (job->serial == 0)
+        job->serial = ++batcher->n_added;
+    job->admitted = false;
+    job->fed = job->room = 0;
     job->share->n_jobs++;
     job->lane->n_jobs++;
-    job_wait(batcher, job, false);
+    job_wait(batcher, job);
     return 0;
 }
 
@@ -388,27 +429,95 @@ void batcher_unpark(struct batcher *batcher, struct job *job, uint64_t now_us)
     if (job->state != JOB_PARKED)
         return;
     batcher->n_parked--;
-    /* One that has its memory was running before: it goes first. */
-    job_wait(batcher, job, job->admitted);
+    job_wait(batcher, job);
+}
+
+void batcher_preempt(struct batcher *batcher, struct job *job)
+{
+    enum job_state state = job->state;
+
+    assert(job->chunk == 0 && job->admitted);
+    /* Its place among those that wait is another one now. */
+    if (state == JOB_RUNNING || state == JOB_WAITING)
+        job_leave(batcher, job);
+    job->admitted = false;
+    job->fed = job->room = 0;
+    if (state == JOB_RUNNING || state == JOB_WAITING)
+        job_wait(batcher, job);
+    unstarve(batcher);
+}
+
+bool batcher_others_wait(const struct batcher *batcher, uint32_t uid)
+{
+    for (const struct account *account = batcher->accounts; account; account = account->next)
+        if (account->uid != uid && account->n_waiting > 0)
+            return true;
+    return false;
 }
 
 /* ---- composing ---- */
 
-/* The waiting job that is next in the lane: of the user with the least engine time, the most
- * urgent, the earliest. */
+/* The share's most urgent and earliest job that may join; NULL: none. */
+static struct job *share_next(const struct share *share)
+{
+    for (uint32_t i = 0; i < BATCHER_PRIORITIES; i++) {
+        struct job *head = share->waiting[i].head;
+
+        if (head && (head->admitted || !share->passed_over))
+            return head;
+    }
+    return NULL;
+}
+
+/* The waiting job that is next in the lane: of the user with the least engine time. */
 static struct job *next_waiting(const struct lane *lane)
 {
-    const struct share *best = NULL;
+    const struct account *least = NULL;
+    struct job *next = NULL, *job;
 
     for (const struct share *share = lane->shares; share; share = share->next)
-        if (share_waits(share) && (!best || share->account->virtual_us < best->account->virtual_us))
-            best = share;
-    if (!best)
-        return NULL;
-    for (uint32_t i = 0; i < BATCHER_PRIORITIES; i++)
-        if (best->waiting[i].head)
-            return best->waiting[i].head;
-    return NULL;
+        if ((!least || share->account->virtual_us < least->virtual_us) &&
+            (job = share_next(share))) {
+            least = share->account;
+            next = job;
+        }
+    return next;
+}
+
+/* Whether another share, denied memory longer than this one and for long, gets it first: of any
+ * user where there was none, of the same one where he held too much. */
+static bool must_yield(const struct batcher *batcher, const struct share *share, uint64_t now_us)
+{
+    if (batcher->n_denied == 0)
+        return false;
+    for (const struct lane *lane = batcher->lanes; lane; lane = lane->next)
+        for (const struct share *s = lane->shares; s; s = s->next)
+            if (s != share && s->denied_us && now_us - s->denied_us >= BATCHER_PATIENCE_US &&
+                (!share->denied_us || s->denied_us < share->denied_us) &&
+                (!s->denied_own || s->account == share->account))
+                return true;
+    return false;
+}
+
+/* Whether the job has its KV memory, or gets it now: as options.admit. */
+static int admit(struct batcher *batcher, struct job *job, uint64_t now_us)
+{
+    struct share *share = job->share;
+    int r;
+
+    if (job->admitted)
+        return 0;
+    if (must_yield(batcher, share, now_us)) {
+        share->passed_over = true;
+        return -EAGAIN;
+    }
+    r = batcher->options.admit(batcher->options.userdata, job);
+    if (r == -EAGAIN || r == -EDQUOT) {
+        share_deny(batcher, share, r == -EDQUOT, now_us);
+        return -EAGAIN;
+    }
+    share_grant(batcher, share);
+    return r;
 }
 
 /* A job that left its list and can never run: it stays with the batcher until it is handed out. */
@@ -420,14 +529,16 @@ static void job_refuse(struct batcher *batcher, struct job *job)
 
 /* Lets waiting jobs join while there are places and KV memory. While it picks, each pick is charged
  * its predicted cost, so that the places of one step are shared fairly too. */
-static void join_waiting(struct batcher *batcher, struct lane *lane)
+static void join_waiting(struct batcher *batcher, struct lane *lane, uint64_t now_us)
 {
     struct job *job;
 
+    for (struct share *share = lane->shares; share; share = share->next)
+        share->passed_over = false;
     while (lane->running.n < batcher->options.max_batch && (job = next_waiting(lane))) {
-        int r = job->admitted ? 0 : batcher->options.admit(batcher->options.userdata, job);
+        int r = admit(batcher, job, now_us);
         if (r == -EAGAIN)
-            return;
+            continue;
         job_leave(batcher, job);
         if (r == -EBUSY) {
             job->state = JOB_HELD;
@@ -452,6 +563,28 @@ static void join_waiting(struct batcher *batcher, struct lane *lane)
     }
 }
 
+/* Whether a running job lacks KV memory for what it knows. One that has more than its last token to
+ * compute never does: it was admitted with all it knew. */
+static bool cramped(const struct batcher *batcher, const struct job *job)
+{
+    return batcher->options.grow && job->known > job->room;
+}
+
+/* Gives running jobs the memory that they have come to need. */
+static void grow_running(struct batcher *batcher, struct lane *lane)
+{
+    struct job *job = lane->running.head;
+
+    while (job) {
+        uint32_t n = lane->running.n;
+
+        if (cramped(batcher, job))
+            batcher->options.grow(batcher->options.userdata, job);
+        /* Where one was preempted, this one or the next may be in the list no more. */
+        job = lane->running.n == n ? job->next : lane->running.head;
+    }
+}
+
 /* Held jobs that may go on wait again, in front of those that came later. */
 static void release_held(struct batcher *batcher, struct lane *lane)
 {
@@ -462,7 +595,7 @@ static void release_held(struct batcher *batcher, struct lane *lane)
         if (!batcher->options.ready(batcher->options.userdata, job))
             continue;
         job_leave(batcher, job);
-        job_wait(batcher, job, true);
+        job_wait(batcher, job);
     }
 }
 
@@ -593,19 +726,22 @@ bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us
                      const struct batch **ret_batch)
 {
     struct batch *batch = &lane->batch;
-    uint32_t waiting, running = lane->running.n;
+    uint32_t waiting, running;
 
-    (void)now_us;
     assert(!lane->open);
+    grow_running(batcher, lane);
+    running = lane->running.n;
     release_held(batcher, lane);
     waiting = lane->n_waiting;
-    join_waiting(batcher, lane);
+    join_waiting(batcher, lane, now_us);
     uncharge_joined(lane);
     batch->n_jobs = batch->n_columns = 0;
     batch->n_runnable = lane->running.n;
     /* Those that are generating first: each costs one column and a reader watches it. */
     for (struct job *job = lane->running.head; job; job = job->next)
-        if (job->known - job->fed == 1 && batch->n_columns < batcher->options.max_columns)
+        if (cramped(batcher, job))
+            batch->n_runnable--;
+        else if (job->known - job->fed == 1 && batch->n_columns < batcher->options.max_columns)
             batch_put(batch, job, 1);
     put_prompts(batcher, lane);
     lane->starved = batch->n_jobs == 0;
@@ -681,7 +817,6 @@ void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us)
     struct batch *batch = &lane->batch;
     double per_column = (double)us / batch->n_columns;
 
-    (void)batcher;
     assert(lane->open);
     lane->us_per_column += AVERAGE_WEIGHT * (per_column - lane->us_per_column);
     if (lane->us_per_column < 0.01)
@@ -693,6 +828,8 @@ void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us)
     for (struct share *share = lane->shares; share; share = share->next)
         share->columns = 0;
     lane->open = false;
+    /* Its jobs may be preempted again. */
+    unstarve(batcher);
 }
 
 struct job *batcher_expired(struct batcher *batcher, uint64_t now_us)

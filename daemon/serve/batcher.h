@@ -8,7 +8,8 @@
  *
  * A function of (state, now): it reads no clock, allocates only per lane and per user, and knows
  * nothing of sockets, models or text, so that tests run it in virtual time. KV memory is asked for
- * through `admit`.
+ * through `admit` and `grow`, and taken back through batcher_preempt(). A user whose job was denied
+ * memory for long stands before all others: nobody else begins until it has.
  *
  * Hides: the queues, the fair shares, the size of prompt chunks. Thread: the engine thread. */
 #ifndef HEARTH_SERVE_BATCHER_H
@@ -19,6 +20,9 @@
 #include <stdint.h>
 
 #define BATCHER_PRIORITIES 2u
+
+/* So long others may get KV memory while a user's first job for a model is denied it. */
+#define BATCHER_PATIENCE_US 1000000u
 
 struct batcher;
 struct lane;
@@ -42,11 +46,13 @@ struct job {
     uint64_t arrived_us;
     uint64_t deadline_us; /* absolute; 0: none */
     uint32_t known;       /* tokens known: the prompt, and each that was sampled */
+    uint32_t room;        /* tokens it has KV memory for; set by `admit` and `grow` */
     /* The batcher's. */
     uint32_t fed;   /* of these, computed */
     uint32_t chunk; /* columns in the open step; 0: not in it */
     enum job_state state;
-    bool admitted; /* has its KV memory */
+    bool admitted;   /* has its KV memory */
+    uint64_t serial; /* in the order of arrival, from 1; stays when it is added again */
     struct share *share;
     struct job *previous, *next;
     size_t heap_index; /* place among the deadlines + 1; 0: none */
@@ -60,11 +66,16 @@ struct batcher_options {
     uint32_t max_columns;     /* bound of a step by the engine's memory */
     /* Gives a job its KV memory, and sets its `fed` where a beginning is there already: 0, -EAGAIN
      * (not now), -EBUSY (another job, running in its lane, computes what it could have: it is held
-     * until `ready` says so), or another error, which the batcher keeps in no form: the callee has
-     * noted it, and the job is handed out by batcher_refused(). */
+     * until `ready` says so), -EDQUOT (not now: its user has all he may have), or another error,
+     * which the batcher keeps in no form: the callee has noted it, and the job is handed out by
+     * batcher_refused(). It may preempt jobs that are in no open step, and so may `grow`. */
     int (*admit)(void *userdata, struct job *job);
     /* Whether a held job may be admitted now; only asked of those. */
     bool (*ready)(void *userdata, const struct job *job);
+    /* Makes the room of a running job reach what it knows. Negative: not now, and the job is left
+     * out of this step; it may have been preempted itself. NULL: `admit` gives each job all it will
+     * ever need. */
+    int (*grow)(void *userdata, struct job *job);
     void *userdata;
 };
 
@@ -106,6 +117,12 @@ void batcher_remove(struct batcher *batcher, struct job *job);
 /* Not computed until batcher_unpark(). */
 void batcher_park(struct batcher *batcher, struct job *job);
 void batcher_unpark(struct batcher *batcher, struct job *job, uint64_t now_us);
+
+/* Its KV memory was taken: it is computed from its first token when it has some again. One that was
+ * running waits, in the order of arrival. Not while it is in the open step. */
+void batcher_preempt(struct batcher *batcher, struct job *job);
+/* Whether a job of another user waits for memory or a place. */
+bool batcher_others_wait(const struct batcher *batcher, uint32_t uid);
 
 /* The lane to work on now: one whose step is open, or that has a step to compose. NULL: nothing to
  * do before *ret_wake_us (UINT64_MAX: before something is added). */
