@@ -134,7 +134,7 @@ const struct config_key config_keys[] = {
      .sentence = "Precision of stored keys and values; f32 is for reference runs."},
     {"engine.kv_budget", KIND_SHARE, AT(engine.kv_budget), .min = 2 * MIB, .max = 64 * TIB,
      .text = "25%", .sentence = "Memory for keys and values; a share is one of memory_budget."},
-    {"engine.kv_per_uid", KIND_SHARE, AT(engine.kv_per_uid), .later = true, .min = 2 * MIB, .max = 64 * TIB,
+    {"engine.kv_per_uid", KIND_SHARE, AT(engine.kv_per_uid), .min = 2 * MIB, .max = 64 * TIB,
      .text = "50%",
      .sentence = "What one uid may hold of it while another waits; a share is one of "
                  "kv_budget."},

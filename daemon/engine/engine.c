@@ -64,6 +64,15 @@ void engine_kv_stats(const struct engine *engine, struct engine_kv_stats *ret_st
 
 /* ---- sequences ---- */
 
+static struct kv_shape kv_shape_of(const struct engine *engine, const struct model *model)
+{
+    return (struct kv_shape){
+        .n_kv_heads = model->hparams.n_kv_heads,
+        .head_dim = model->hparams.head_dim,
+        .f32 = engine->options.kv_f32,
+    };
+}
+
 /* A model's pages come from the engine whose sequences or prefixes it has; it may go to another
  * when it has no sequences. */
 static int model_bind(struct model *model, struct engine *engine)
@@ -75,11 +84,7 @@ static int model_bind(struct model *model, struct engine *engine)
     if (model->n_prefixes > 0)
         prefix_forget(&model->engine->prefixes, model);
     model->engine = engine;
-    model->kv_shape = (struct kv_shape){
-        .n_kv_heads = model->hparams.n_kv_heads,
-        .head_dim = model->hparams.head_dim,
-        .f32 = engine->options.kv_f32,
-    };
+    model->kv_shape = kv_shape_of(engine, model);
     kv_space_init(&model->kv, engine->pool, model->kernels->kv_page_bytes(&model->kv_shape));
     return 0;
 }
@@ -149,6 +154,14 @@ static uint32_t tiles_of(uint32_t n_tokens)
 static bool budget_holds(const struct model *model, uint32_t n_tokens)
 {
     return (uint64_t)tiles_of(n_tokens) * model->hparams.n_layers <= kv_space_most(&model->kv);
+}
+
+uint64_t engine_kv_bytes(const struct engine *engine, const struct model *model, uint32_t n_tokens)
+{
+    struct kv_shape shape = kv_shape_of(engine, model);
+
+    return (uint64_t)tiles_of(MIN(n_tokens, model->context_tokens)) * model->hparams.n_layers *
+           model->kernels->kv_page_bytes(&shape);
 }
 
 int sequence_reserve(struct sequence *sequence, uint32_t n_tokens)

@@ -180,6 +180,8 @@ struct engine_kv_stats {
     uint64_t sequences;
 };
 void engine_kv_stats(const struct engine *engine, struct engine_kv_stats *ret_stats);
+/* Bytes of the pages for n_tokens positions (capped at the context) of the model. */
+uint64_t engine_kv_bytes(const struct engine *engine, const struct model *model, uint32_t n_tokens);
 
 /* ---- steps ---- */
 

@@ -14,6 +14,7 @@
 #include "daemon/engine/engine.h"
 #include "daemon/engine/sampler.h"
 #include "daemon/serve/batcher.h"
+#include "daemon/serve/pressure.h"
 #include "daemon/serve/streaming.h"
 #include "lib/wire.h"
 
@@ -85,14 +86,15 @@ struct request {
     struct job job;
     struct sequence *sequence;
     struct prefix_wait prefix_wait; /* while held: for what */
-    int32_t *ids;                   /* prompt, then what was generated */
+    struct holding kv;
+    int32_t *ids; /* prompt, then what was generated */
     uint32_t n_prompt, n_ids, ids_capacity;
     uint64_t started_us, first_token_us, ended_us;
     float *vector; /* embed: n_vector floats, malloc'd */
     uint32_t n_vector;
     enum end_reason reason; /* with END_ERROR the code and the sentence */
     enum wire_code code;
-    const char *option; /* the option that the error is about; NULL: none */
+    const char *option;      /* the option that the error is about; NULL: none */
     char *sentence;          /* malloc'd; NULL: the code alone (out of memory) */
     uint32_t messages_taken; /* until it was handed back */
     bool handed_back;

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "daemon/queue.h"
+#include "daemon/serve/pressure.h"
 #include "lib/cleanup.h"
 
 /* How often, while busy, CPU and run-queue delay are read. */
@@ -52,6 +53,7 @@ struct runner {
     struct runner_options options;
     struct engine *engine;
     struct batcher *batcher;
+    struct pressure *pressure;
     struct queue *inbox;
     struct outbox *outbox;
     struct sampler_scratch *scratch;
@@ -208,9 +210,13 @@ static void publish_gauges(struct runner *runner)
 {
     struct metrics *metrics = runner->options.metrics;
     struct engine_kv_stats kv;
+    struct pressure_stats held;
 
     engine_kv_stats(runner->engine, &kv);
     metrics_set(metrics, M_KV_USED, kv.used_bytes);
+    pressure_stats(runner->pressure, &held);
+    metrics_set(metrics, M_KV_UID_MAX, held.most_uid_bytes);
+    metrics_set(metrics, M_KV_PARKED, held.parked_bytes);
     metrics_set(metrics, M_PREFIX_BYTES, kv.prefix_bytes);
     metrics_set(metrics, M_KV_BUDGET, kv.budget_bytes);
     metrics_set(metrics, M_STREAMS, runner->n_requests);
@@ -303,7 +309,7 @@ static void finish(struct runner *runner, struct request *request)
         return;
     request->ended = true;
     batcher_remove(runner->batcher, &request->job);
-    request->sequence = sequence_retire(request->sequence, request->ids);
+    pressure_end(runner->pressure, request);
     if (stream_finish(&request->stream) < 0)
         request_fail(request, CODE_NO_MEMORY, "the daemon ran out of memory for the text");
     pump(runner, request);
@@ -316,19 +322,6 @@ static void finish_with(struct runner *runner, struct request *request, enum end
     finish(runner, request);
 }
 
-/* It has its memory, and what was there of its prompt. */
-static void begin_request(struct runner *runner, struct request *request)
-{
-    struct metrics *metrics = runner->options.metrics;
-
-    request->started_us = now_us(runner);
-    request->job.fed = sequence_length(request->sequence);
-    if (request->job.fed > 0) {
-        metrics_add(metrics, M_PREFIX_HITS, 1);
-        metrics_add(metrics, M_PREFIX_HIT_TOKENS, request->job.fed);
-    }
-}
-
 static bool prefix_ready(void *userdata, const struct job *job)
 {
     (void)userdata;
@@ -339,31 +332,31 @@ static int admit_kv(void *userdata, struct job *job)
 {
     struct runner *runner = userdata;
     struct request *request = job_request(job);
-    const struct model_info *info = model_info(request->runner_model->model);
-    uint64_t want = (uint64_t)request->n_prompt + request->max_tokens;
-    uint32_t reserve = (uint32_t)MIN(want, info->context_tokens);
-    struct sequence_start start = {
-        .reserve_tokens = reserve,
-        .most_tokens = reserve,
-        /* An embedding is the mean of all hidden states: it has to compute them. */
-        .share = runner->options.prefix_cache && request->kind == REQUEST_COMPLETE,
-        .owner = runner->options.share_with_all ? 0 : job->uid,
-        .ids = request->ids,
-        .n_ids = request->n_ids,
-    };
-    int r = sequence_begin(runner->engine, request->runner_model->model, &start, &request->sequence,
-                           &request->prefix_wait);
+    struct metrics *metrics = runner->options.metrics;
+    int r = pressure_begin(runner->pressure, request, request->runner_model->model);
 
-    if (r == 0)
-        begin_request(runner, request);
-    else if (r == -ENOSPC)
+    if (r == -ENOSPC)
         request_fail(request, CODE_NO_MEMORY,
-                     "%u tokens of context need more KV memory than there is in all; ask for fewer "
-                     "max_tokens or raise engine.kv_budget",
-                     reserve);
-    else if (r != -EAGAIN && r != -EBUSY)
+                     "%u tokens of prompt and up to %u more need more KV memory than there is in "
+                     "all; ask for fewer max_tokens or raise engine.kv_budget",
+                     request->n_prompt, request->max_tokens);
+    else if (r < 0 && r != -EAGAIN && r != -EBUSY && r != -EDQUOT)
         request_fail(request, CODE_NO_MEMORY, "no memory for another sequence");
-    return r;
+    if (r < 0 || request->started_us)
+        return r;
+    request->started_us = now_us(runner);
+    if (job->fed > 0) {
+        metrics_add(metrics, M_PREFIX_HITS, 1);
+        metrics_add(metrics, M_PREFIX_HIT_TOKENS, job->fed);
+    }
+    return 0;
+}
+
+static int grow_kv(void *userdata, struct job *job)
+{
+    struct runner *runner = userdata;
+
+    return pressure_grow(runner->pressure, job_request(job));
 }
 
 static void take_submit(struct runner *runner, struct request *request)
@@ -403,8 +396,10 @@ static void take_unpark(struct runner *runner, struct request *request)
     metrics_add(runner->options.metrics, M_FRAMES_WAITED, pump(runner, request));
     if (request->handed_back)
         return;
-    if (!request->ended && stream_may_run(&request->stream))
+    if (!request->ended && stream_may_run(&request->stream)) {
+        pressure_unpark(runner->pressure, request);
         batcher_unpark(runner->batcher, &request->job, now_us(runner));
+    }
 }
 
 /* ---- models ---- */
@@ -456,10 +451,18 @@ static void remove_if_empty(struct runner *runner, struct runner_model *rm)
 
 /* ---- steps ---- */
 
-/* The engine's rows of the batch; the prompt tokens among their columns. */
-static uint64_t fill_rows(struct runner_model *rm, const struct batch *batch)
+/* Of `n` tokens from `from` on, those below `end`. */
+static uint32_t below(uint32_t from, uint32_t n, uint32_t end)
 {
-    uint64_t n_prompt = 0;
+    return from < end ? MIN(n, end - from) : 0;
+}
+
+/* The engine's rows of the batch; how many of their columns are a prompt's, and how many were
+ * computed before. */
+static void fill_rows(struct runner_model *rm, const struct batch *batch, uint64_t *ret_n_prompt,
+                      uint64_t *ret_n_again)
+{
+    uint64_t n_prompt = 0, n_again = 0;
 
     for (uint32_t i = 0; i < batch->n_jobs; i++) {
         struct job *job = batch->jobs[i];
@@ -473,10 +476,12 @@ static uint64_t fill_rows(struct runner_model *rm, const struct batch *batch)
                      : last                         ? ROW_LOGITS
                                                     : ROW_NOTHING,
         };
-        if (job->fed < request->n_prompt)
-            n_prompt += MIN(job->chunk, request->n_prompt - job->fed);
+        uint32_t again = below(job->fed, job->chunk, request->kv.n_computed);
+        n_again += again;
+        n_prompt += below(job->fed + again, job->chunk - again, request->n_prompt);
     }
-    return n_prompt;
+    *ret_n_prompt = n_prompt;
+    *ret_n_again = n_again;
 }
 
 /* The engine has no memory for the step: its requests end, the others go on. */
@@ -504,9 +509,10 @@ static const enum metric_id reason_metric[_BATCH_REASON_MAX] = {
 static int begin_step(struct runner *runner, struct runner_model *rm, const struct batch *batch)
 {
     struct metrics *metrics = runner->options.metrics;
-    uint64_t n_prompt = fill_rows(rm, batch);
+    uint64_t n_prompt, n_again;
     int r;
 
+    fill_rows(rm, batch, &n_prompt, &n_again);
     r = engine_step_begin(runner->engine, rm->model, rm->rows, batch->n_jobs);
     if (r < 0) {
         fail_step(runner, rm, batch, r);
@@ -519,6 +525,7 @@ static int begin_step(struct runner *runner, struct runner_model *rm, const stru
     metrics_add(metrics, M_STEP_RUNNABLE, batch->n_runnable);
     metrics_add(metrics, M_STEP_COLUMNS, batch->n_columns);
     metrics_add(metrics, M_PROMPT_TOKENS, n_prompt);
+    metrics_add(metrics, M_RECOMPUTED_TOKENS, n_again);
     if (batch->n_jobs > metrics_get(metrics, M_STEP_ROWS_MAX))
         metrics_set(metrics, M_STEP_ROWS_MAX, batch->n_jobs);
     return 0;
@@ -615,6 +622,7 @@ static void take_row(struct runner *runner, struct request *request, struct step
     if (!stream_may_run(&request->stream)) {
         metrics_add(runner->options.metrics, M_PARKS, 1);
         batcher_park(runner->batcher, &request->job);
+        pressure_park(runner->pressure, request);
     }
 }
 
@@ -631,6 +639,7 @@ static void end_step(struct runner *runner, struct runner_model *rm, const struc
     outbox_reserve(runner->outbox, 2 * (size_t)batch->n_jobs);
     for (uint32_t i = 0; i < batch->n_jobs; i++)
         take_row(runner, job_request(batch->jobs[i]), &rm->rows[i]);
+    pressure_step_over(runner->pressure);
     remove_if_empty(runner, rm);
 }
 
@@ -777,10 +786,27 @@ static void runner_done(struct runner *runner)
 {
     runner->batcher = batcher_free(runner->batcher);
     runner->engine = engine_free(runner->engine);
+    runner->pressure = pressure_free(runner->pressure);
     runner->inbox = queue_free(runner->inbox);
     runner->outbox = outbox_free(runner->outbox);
     runner->scratch = sampler_scratch_free(runner->scratch);
     free(runner);
+}
+
+static int new_pressure(struct runner *runner)
+{
+    struct pressure_options options = {
+        .engine = runner->engine,
+        .batcher = runner->batcher,
+        .metrics = runner->options.metrics,
+        .clock = runner->options.clock,
+        .per_uid_bytes = runner->options.kv_per_uid_bytes,
+        .park_timeout_us = runner->options.park_timeout_us,
+        .prefix_cache = runner->options.prefix_cache,
+        .share_with_all = runner->options.share_with_all,
+    };
+
+    return pressure_new(&options, &runner->pressure);
 }
 
 int runner_new(const struct runner_options *options, struct runner **ret_runner,
@@ -802,12 +828,15 @@ int runner_new(const struct runner_options *options, struct runner **ret_runner,
         .max_columns = ENGINE_MAX_COLUMNS,
         .admit = admit_kv,
         .ready = prefix_ready,
+        .grow = grow_kv,
         .userdata = runner,
     };
     atomic_init(&runner->idle, true);
     r = engine_new(&options->engine, &runner->engine, ret_fault);
     if (r == 0) {
         r = batcher_new(&batching, &runner->batcher);
+        if (r == 0)
+            r = new_pressure(runner);
         if (r == 0)
             r = queue_new(options->max_requests * MESSAGES_PER_REQUEST + MESSAGES_OF_MODELS,
                           &runner->inbox);

@@ -986,15 +986,18 @@ bool service_shut_down(struct service *service)
 static int new_runner(struct service *service, uint64_t budget_bytes, struct fault *ret_fault)
 {
     const struct config *config = service->options.config;
+    uint64_t kv_bytes = config_size_of(config->engine.kv_budget, budget_bytes);
     struct runner_options options = {
         .engine = {.kernels = service->options.kernels,
                    .threads = config->engine.threads,
-                   .kv_budget_bytes = config_size_of(config->engine.kv_budget, budget_bytes),
+                   .kv_budget_bytes = kv_bytes,
                    .kv_f32 = config->engine.kv == KV_F32},
         .max_batch = config->batching.enabled ? config->batching.max_batch : 1,
         .min_batch = config->batching.min_batch,
         .max_delay_us = config->batching.max_delay_us,
         .chunk_target_us = config->engine.chunk_target_us,
+        .kv_per_uid_bytes = config_size_of(config->engine.kv_per_uid, kv_bytes),
+        .park_timeout_us = config->streaming.park_timeout_us,
         .prefix_cache = config->engine.prefix_cache,
         .share_with_all = config->engine.prefix_sharing == SHARING_ALL,
         .max_requests = config->limits.queue,
