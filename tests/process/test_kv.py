@@ -1,4 +1,6 @@
 """KV memory: beginnings that are computed once, and little memory for many."""
+import random
+
 from lib.harness import expect, test, wait_for
 from lib.wire import text_of
 
@@ -50,3 +52,62 @@ def unused_prefixes_leave_with_their_model(t):
         c.ask("UNLOAD", ("MODEL", STORY))
         wait_for(lambda: d.metric("prefix_bytes") == 0, "the prefixes of a model that is gone")
         expect(len(text_of(ask(c, PREAMBLE, 32))) > 0, "no text after the model came back")
+
+
+# ---- under pressure ----
+
+def long_requests(model, n, tokens):
+    """Requests with prompts of many lengths, half of them with a beginning in common."""
+    random_ = random.Random(7)
+    words = "Once upon a time there was a big red dog who loved the sun and his little friend".split()
+    for i in range(n):
+        prompt = " ".join(random_.choice(words) for _ in range(random_.randrange(1, 60)))
+        if i % 2:
+            prompt = PREAMBLE[:100] + prompt
+        yield (("MODEL", model), ("PROMPT", prompt), ("MAX_TOKENS", tokens), ("SEED", 1000 + i),
+               ("IGNORE_EOS", 1), ("CREDIT", 1 << 20))
+
+
+def texts_alone(daemon, requests):
+    """What each is when nothing else runs and nothing is short."""
+    with daemon.client() as c:
+        return [text_of(c.ask("COMPLETE", *r)) for r in requests]
+
+
+def texts_together(daemon, requests):
+    with daemon.client(limit_s=40) as c:
+        ids = [c.request("COMPLETE", *r) for r in requests]
+        replies = [c.replies(i) for i in ids]
+    for r in replies:
+        expect(r[-1].type == "DONE", f"a request under pressure failed: {r[-1]}")
+    return [text_of(r) for r in replies]
+
+
+def same_under_pressure(t, files, models, tokens, n=24, budget="2MiB"):
+    requests = [r for m in models for r in long_requests(m, n, tokens)]
+    random.Random(1).shuffle(requests)
+    alone = texts_alone(t.daemon(models=files, config="engine: {prefix_cache: no}"), requests)
+    for prefix in ("no", "yes"):
+        d = t.daemon(models=files, name=prefix,
+                     config=f"engine: {{kv_budget: {budget}, prefix_cache: {prefix}}}")
+        together = texts_together(d, requests)
+        for i, (one, other) in enumerate(zip(alone, together)):
+            expect(one == other, f"prefixes {prefix}, request {i}: {one!r} alone, {other!r}")
+        expect(d.metric("preemptions_total") > 0, "nothing had to give way: the test shows nothing")
+        expect(d.metric("recomputed_tokens_total") > 0, "nothing was computed again")
+        wait_for(lambda: d.metric("kv_used_bytes") == 0, "all KV memory to come back")
+        expect(d.metric("kv_uid_max_bytes") == 0, "somebody pays for memory that is not in use")
+
+
+@test
+def texts_under_pressure_are_those_of_requests_alone(t):
+    """Each gives way and is computed again, several times: the same text, no byte twice."""
+    same_under_pressure(t, [t.golden(f"models/{STORY}.gguf")], [STORY], 400)
+
+
+@test
+def models_share_one_tiny_budget(t):
+    """Pages of one model come free for another only by whole slabs."""
+    models = ["stories260K-f16", "syn-llama-q4_k_m"]
+    same_under_pressure(t, [t.golden(f"models/{m}.gguf") for m in models], ["ember", *models],
+                        120, n=24, budget="4MiB")

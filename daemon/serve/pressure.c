@@ -1,0 +1,407 @@
+#include "daemon/serve/pressure.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "daemon/serve/batcher.h"
+#include "daemon/serve/request.h"
+#include "lib/cleanup.h"
+
+/* A user; kept for the daemon's life, as the batcher keeps his engine time. */
+struct payer {
+    uint32_t uid;
+    struct kv_account account;
+    struct payer *next;
+};
+
+struct pressure {
+    struct pressure_options options;
+    struct payer *payers;
+    struct request *holders; /* those that have a sequence */
+    struct request *parked_first, *parked_last;
+    /* Is in an open step and gives way when that is over; one at a time. */
+    struct request *doomed;
+};
+
+int pressure_new(const struct pressure_options *options, struct pressure **ret_pressure)
+{
+    struct pressure *pressure = calloc(1, sizeof(*pressure));
+
+    if (!pressure)
+        return -ENOMEM;
+    pressure->options = *options;
+    *ret_pressure = pressure;
+    return 0;
+}
+
+struct pressure *pressure_free(struct pressure *pressure)
+{
+    if (!pressure)
+        return NULL;
+    while (pressure->payers) {
+        struct payer *payer = pressure->payers;
+
+        pressure->payers = payer->next;
+        free(payer);
+    }
+    free(pressure);
+    return NULL;
+}
+
+/* ---- users ---- */
+
+static struct payer *payer_find(const struct pressure *pressure, uint32_t uid)
+{
+    struct payer *payer = pressure->payers;
+
+    while (payer && payer->uid != uid)
+        payer = payer->next;
+    return payer;
+}
+
+static struct payer *payer_get(struct pressure *pressure, uint32_t uid)
+{
+    struct payer *payer = payer_find(pressure, uid);
+
+    if (payer)
+        return payer;
+    payer = calloc(1, sizeof(*payer));
+    if (!payer)
+        return NULL;
+    payer->uid = uid;
+    payer->next = pressure->payers;
+    pressure->payers = payer;
+    return payer;
+}
+
+uint64_t pressure_uid_bytes(const struct pressure *pressure, uint32_t uid)
+{
+    const struct payer *payer = payer_find(pressure, uid);
+
+    return payer ? payer->account.bytes : 0;
+}
+
+void pressure_stats(const struct pressure *pressure, struct pressure_stats *ret_stats)
+{
+    struct pressure_stats stats = {0};
+
+    for (const struct payer *payer = pressure->payers; payer; payer = payer->next)
+        stats.most_uid_bytes = MAX(stats.most_uid_bytes, payer->account.bytes);
+    for (const struct request *r = pressure->parked_first; r; r = r->kv.parked_next)
+        stats.parked_bytes += r->sequence ? sequence_bytes(r->sequence) : 0;
+    *ret_stats = stats;
+}
+
+/* ---- who has a sequence, who is parked ---- */
+
+static void holder_add(struct pressure *pressure, struct request *request)
+{
+    request->kv.previous = NULL;
+    request->kv.next = pressure->holders;
+    if (pressure->holders)
+        pressure->holders->kv.previous = request;
+    pressure->holders = request;
+}
+
+static void holder_remove(struct pressure *pressure, struct request *request)
+{
+    if (request->kv.previous)
+        request->kv.previous->kv.next = request->kv.next;
+    else
+        pressure->holders = request->kv.next;
+    if (request->kv.next)
+        request->kv.next->kv.previous = request->kv.previous;
+    request->kv.previous = request->kv.next = NULL;
+}
+
+static void release(struct pressure *pressure, struct request *request)
+{
+    if (pressure->doomed == request)
+        pressure->doomed = NULL;
+    if (!request->sequence)
+        return;
+    holder_remove(pressure, request);
+    request->sequence = sequence_retire(request->sequence, request->ids);
+}
+
+void pressure_end(struct pressure *pressure, struct request *request)
+{
+    release(pressure, request);
+    pressure_unpark(pressure, request);
+}
+
+void pressure_park(struct pressure *pressure, struct request *request)
+{
+    if (request->kv.is_parked)
+        return;
+    request->kv.is_parked = true;
+    request->kv.parked_us = clock_now_us(pressure->options.clock);
+    request->kv.parked_next = NULL;
+    request->kv.parked_previous = pressure->parked_last;
+    if (pressure->parked_last)
+        pressure->parked_last->kv.parked_next = request;
+    else
+        pressure->parked_first = request;
+    pressure->parked_last = request;
+}
+
+void pressure_unpark(struct pressure *pressure, struct request *request)
+{
+    if (!request->kv.is_parked)
+        return;
+    request->kv.is_parked = false;
+    if (request->kv.parked_previous)
+        request->kv.parked_previous->kv.parked_next = request->kv.parked_next;
+    else
+        pressure->parked_first = request->kv.parked_next;
+    if (request->kv.parked_next)
+        request->kv.parked_next->kv.parked_previous = request->kv.parked_previous;
+    else
+        pressure->parked_last = request->kv.parked_previous;
+    request->kv.parked_previous = request->kv.parked_next = NULL;
+}
+
+/* ---- giving way ---- */
+
+static void give_way(struct pressure *pressure, struct request *request)
+{
+    request->kv.n_computed = MAX(request->kv.n_computed, request->job.fed);
+    request->kv.short_us = clock_now_us(pressure->options.clock);
+    release(pressure, request);
+    batcher_preempt(pressure->options.batcher, &request->job);
+    metrics_add(pressure->options.metrics, M_PREEMPTIONS, 1);
+}
+
+/* The parked one that gives way first: of this user, or of any (NULL). */
+static struct request *find_parked(const struct pressure *pressure, const struct payer *payer)
+{
+    for (struct request *r = pressure->parked_first; r; r = r->kv.parked_next)
+        if (r->sequence && (!payer || r->kv.payer == payer))
+            return r;
+    return NULL;
+}
+
+static bool take_parked(struct pressure *pressure, const struct payer *payer)
+{
+    struct request *parked = find_parked(pressure, payer);
+
+    if (parked)
+        give_way(pressure, parked);
+    return parked != NULL;
+}
+
+static const struct request *oldest_holder(const struct pressure *pressure)
+{
+    const struct request *oldest = NULL;
+
+    for (const struct request *r = pressure->holders; r; r = r->kv.next)
+        if (!r->kv.is_parked && (!oldest || r->job.serial < oldest->job.serial))
+            oldest = r;
+    return oldest;
+}
+
+/* Whether `a` gives way before `b` to a request for the model: of the user who holds more, where he
+ * has one of the same model (a slab of another's comes free only with its last page), the younger.
+ */
+static bool gives_way_before(const struct request *a, const struct request *b,
+                             const struct runner_model *model)
+{
+    uint64_t a_bytes = a->kv.payer->account.bytes, b_bytes = b->kv.payer->account.bytes;
+    bool a_same = a->runner_model == model, b_same = b->runner_model == model;
+
+    if (a->kv.payer != b->kv.payer && a_bytes != b_bytes)
+        return a_bytes > b_bytes;
+    if (a_same != b_same)
+        return a_same;
+    return a->job.serial > b->job.serial;
+}
+
+/* Who gives way to one that grows: anybody but the oldest. NULL: nobody. */
+static struct request *victim_of_growth(const struct pressure *pressure,
+                                        const struct request *request)
+{
+    const struct request *oldest = oldest_holder(pressure);
+    struct request *victim = NULL;
+
+    for (struct request *r = pressure->holders; r; r = r->kv.next)
+        if (r != oldest && !r->kv.is_parked &&
+            (!victim || gives_way_before(r, victim, request->runner_model)))
+            victim = r;
+    return victim;
+}
+
+/* Who gives way to one that begins: of users who hold more than their share, but for those that are
+ * safe. NULL: nobody. */
+static struct request *victim_of_beginning(const struct pressure *pressure,
+                                           const struct request *request)
+{
+    struct request *victim = NULL;
+
+    for (struct request *r = pressure->holders; r; r = r->kv.next)
+        if (r->kv.payer != request->kv.payer && !r->kv.is_parked &&
+            r->kv.payer->account.bytes > pressure->options.per_uid_bytes &&
+            r->job.known >= r->kv.safe_tokens &&
+            (!victim || gives_way_before(r, victim, request->runner_model)))
+            victim = r;
+    return victim;
+}
+
+/* It gives way now, or when its step is over. False: memory has not come free. */
+static bool evict(struct pressure *pressure, struct request *victim)
+{
+    if (!victim || pressure->doomed)
+        return false;
+    if (victim->job.chunk > 0) {
+        pressure->doomed = victim;
+        return false;
+    }
+    give_way(pressure, victim);
+    return true;
+}
+
+void pressure_step_over(struct pressure *pressure)
+{
+    struct request *doomed = pressure->doomed;
+
+    if (!doomed || doomed->job.chunk > 0)
+        return;
+    pressure->doomed = NULL;
+    /* One that was parked meanwhile is taken when somebody asks again. */
+    if (!doomed->kv.is_parked)
+        give_way(pressure, doomed);
+}
+
+/* ---- begin and grow ---- */
+
+static uint32_t most_tokens(const struct request *request, const struct model *model)
+{
+    uint64_t most = request->n_prompt;
+
+    if (request->kind == REQUEST_COMPLETE)
+        most += request->max_tokens;
+    return (uint32_t)MIN(most, model_info(model)->context_tokens);
+}
+
+/* With `bytes` more its user has more than his share, while others wait. Who has nothing may have
+ * one, however large: alone it runs, and beside others it takes turns with them. */
+static bool over_share(const struct pressure *pressure, const struct request *request,
+                       uint64_t bytes)
+{
+    const struct payer *payer = request->kv.payer;
+
+    return payer->account.bytes > 0 &&
+           payer->account.bytes + bytes > pressure->options.per_uid_bytes &&
+           batcher_others_wait(pressure->options.batcher, payer->uid);
+}
+
+/* Somebody gives way to a request that begins. False: nobody does now. */
+static bool make_way(struct pressure *pressure, const struct request *request, uint64_t bytes)
+{
+    if (take_parked(pressure, NULL))
+        return true;
+    if (request->kv.payer->account.bytes + bytes > pressure->options.per_uid_bytes)
+        return false;
+    return evict(pressure, victim_of_beginning(pressure, request));
+}
+
+/* A reservation of whole pages: what sequence_room() says then is what a step may fill. */
+static uint32_t whole_pages(uint32_t n_tokens)
+{
+    return (n_tokens + KV_TILE - 1) / KV_TILE * KV_TILE;
+}
+
+/* It has its memory. */
+static void begun(struct pressure *pressure, struct request *request)
+{
+    uint64_t now = clock_now_us(pressure->options.clock);
+
+    request->job.fed = sequence_length(request->sequence);
+    request->job.room = sequence_room(request->sequence);
+    if (request->kv.short_us && now - request->kv.short_us >= BATCHER_PATIENCE_US)
+        request->kv.safe_tokens = request->n_ids + PRESSURE_TURN_TOKENS;
+    request->kv.short_us = 0;
+    holder_add(pressure, request);
+}
+
+/* It got none; what the batcher is told. */
+static int denied(struct pressure *pressure, struct request *request, int error)
+{
+    /* Whoever has been computed before must not fail: others' ends bring memory. */
+    if (error == -ENOMEM && request->kv.n_computed > 0 && pressure->holders)
+        error = -EAGAIN;
+    if ((error == -EAGAIN || error == -EDQUOT) && !request->kv.short_us)
+        request->kv.short_us = clock_now_us(pressure->options.clock);
+    return error;
+}
+
+int pressure_begin(struct pressure *pressure, struct request *request, struct model *model)
+{
+    uint32_t most = most_tokens(request, model);
+    struct sequence_start start = {
+        .reserve_tokens = whole_pages(MIN(request->n_ids + PRESSURE_MARGIN_TOKENS, most)),
+        .most_tokens = most,
+        /* An embedding is the mean of all hidden states: it has to compute them. */
+        .share = pressure->options.prefix_cache && request->kind == REQUEST_COMPLETE,
+        .owner = pressure->options.share_with_all ? 0 : request->job.uid,
+        .ids = request->ids,
+        .n_ids = request->n_ids,
+    };
+    uint64_t bytes = engine_kv_bytes(pressure->options.engine, model, start.reserve_tokens);
+    int r;
+
+    request->kv.payer = payer_get(pressure, request->job.uid);
+    if (!request->kv.payer)
+        return denied(pressure, request, -ENOMEM);
+    start.account = &request->kv.payer->account;
+    while (over_share(pressure, request, bytes))
+        if (!take_parked(pressure, request->kv.payer))
+            return denied(pressure, request, -EDQUOT);
+    do {
+        r = sequence_begin(pressure->options.engine, model, &start, &request->sequence,
+                           &request->prefix_wait);
+    } while (r == -EAGAIN && make_way(pressure, request, bytes));
+    if (r < 0)
+        return denied(pressure, request, r);
+    begun(pressure, request);
+    return 0;
+}
+
+int pressure_grow(struct pressure *pressure, struct request *request)
+{
+    int r;
+
+    while ((r = sequence_reserve(request->sequence, whole_pages(request->job.known))) == -EAGAIN) {
+        struct request *victim;
+
+        if (take_parked(pressure, NULL))
+            continue;
+        victim = victim_of_growth(pressure, request);
+        if (!evict(pressure, victim) || victim == request)
+            return r;
+    }
+    if (r < 0) {
+        /* No memory for the table of its pages: it gives back what it has and tries again. */
+        give_way(pressure, request);
+        return r;
+    }
+    request->job.room = sequence_room(request->sequence);
+    return 0;
+}
+
+/* ---- parked for long ---- */
+
+struct request *pressure_overdue(struct pressure *pressure, uint64_t now_us, uint64_t *ret_next_us)
+{
+    struct request *first = pressure->parked_first;
+
+    *ret_next_us = UINT64_MAX;
+    if (!first)
+        return NULL;
+    *ret_next_us = first->kv.parked_us + pressure->options.park_timeout_us;
+    if (*ret_next_us > now_us)
+        return NULL;
+    if (first->sequence)
+        give_way(pressure, first);
+    return first;
+}
