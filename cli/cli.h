@@ -99,6 +99,16 @@ int cli_report(const struct cli_end *end);
 /* A request that libhearth refused: prints its sentence. */
 int cli_refused(const struct hearth *h, int error);
 
+/* Most models of one command line. */
+#define CLI_MAX_MODELS 64u
+/* One request about a model; as the functions of hearth.h. */
+typedef int (*cli_ask_fn)(struct hearth *h, const char *model, const void *userdata,
+                          hearth_reply_fn fn, void *fn_userdata, uint64_t *ret_id);
+/* Connects, asks for each model (at most CLI_MAX_MODELS) and waits for all ends; each failure is
+ * printed. An exit code. */
+int cli_each_model(struct cli *cli, bool status_socket, const char *const *names, size_t n,
+                   cli_ask_fn ask, const void *userdata);
+
 /* Reads stdin to its end, bounded; the text is malloc'ed. An exit code. */
 int cli_read_stdin(char **ret_text, size_t *ret_len);
 /* The model's name is one: CLI_DONE, or an exit code after saying why not. */
@@ -108,6 +118,9 @@ int cli_check_model(const char *name);
 int cli_run_model(struct cli *cli, int argc, char **argv);
 int cli_embed(struct cli *cli, int argc, char **argv);
 int cli_tokenize(struct cli *cli, int argc, char **argv);
+int cli_pin(struct cli *cli, int argc, char **argv);
+int cli_reload(struct cli *cli, int argc, char **argv);
+int cli_events(struct cli *cli, int argc, char **argv);
 int cli_warm(struct cli *cli, int argc, char **argv);
 int cli_unload(struct cli *cli, int argc, char **argv);
 int cli_models(struct cli *cli, int argc, char **argv);

@@ -29,6 +29,9 @@ static const struct cli_command commands[] = {
      "Requests that run finish first. A model that others use is refused, unless you administer\n"
      "the daemon.\n",
      false},
+    {"pin", cli_pin, "MODEL... [--off]", "keep models from being evicted",
+     "Until --off or the daemon's end; for its administrators. Pinning does not load: see warm.\n",
+     false},
     {"models", cli_models, "[MODEL]", "list the models, or show one in full",
      "Without a daemon the models it knew last are listed as cold. Looking never starts it.\n",
      true},
@@ -40,6 +43,11 @@ static const struct cli_command commands[] = {
      "Sections: pool, batcher, streaming, loader, prometheus, or a metric's name; all but\n"
      "prometheus by default.\n",
      true},
+    {"reload", cli_reload, "", "look through the models directories again",
+     "Returns once the daemon has looked; for its administrators. New files appear, files that "
+     "are\n"
+     "gone disappear, and models that failed may be tried again where their files have changed.\n",
+     false},
     {"top", cli_top, "[--interval TIME] [--once]", "watch the daemon at work",
      "On a terminal the figures are drawn anew every interval; q leaves. Elsewhere they come as a "
      "line\neach, with --json as an object each. Looking never starts the daemon.\n",

@@ -12,6 +12,8 @@
 #include "cli/cli.h"
 #include "lib/cleanup.h"
 
+DEFINE_CLEANUP(struct hearth *, hearth_free)
+
 /* How long a cancelled request's end is waited for. */
 #define CANCEL_WAIT_US 2000000u
 /* A look at the state is quick or it is news in itself; the other socket may have to start it. */
@@ -160,6 +162,45 @@ int cli_run_input(struct hearth *h, const uint64_t *ids, size_t n, struct cli_in
 int cli_run(struct hearth *h, const uint64_t *ids, size_t n)
 {
     return cli_run_input(h, ids, n, NULL);
+}
+
+/* ---- the same of several models ---- */
+
+static void on_end(void *userdata, const struct hearth_reply *reply)
+{
+    cli_note_end(userdata, reply);
+}
+
+static int each(struct cli *cli, bool status_socket, const char *const *names, size_t n,
+                cli_ask_fn ask, const void *userdata)
+{
+    struct cli_end ends[CLI_MAX_MODELS] = {{0}};
+    uint64_t ids[CLI_MAX_MODELS];
+    _cleanup_(hearth_freep) struct hearth *h = NULL;
+    int exit_code = cli_open(cli, status_socket, &h);
+    if (exit_code != CLI_DONE)
+        return exit_code;
+    for (size_t i = 0; i < n; i++) {
+        int r = ask(h, names[i], userdata, on_end, &ends[i], &ids[i]);
+        if (r < 0)
+            return cli_refused(h, r);
+    }
+    exit_code = cli_run(h, ids, n);
+    for (size_t i = 0; i < n && exit_code != CLI_INTERRUPTED; i++)
+        if (cli_report(&ends[i]) != CLI_DONE)
+            exit_code = CLI_FAILED;
+    return exit_code;
+}
+
+int cli_each_model(struct cli *cli, bool status_socket, const char *const *names, size_t n,
+                   cli_ask_fn ask, const void *userdata)
+{
+    for (size_t i = 0; i < n; i++) {
+        int exit_code = cli_check_model(names[i]);
+        if (exit_code != CLI_DONE)
+            return exit_code;
+    }
+    return each(cli, status_socket, names, n, ask, userdata);
 }
 
 /* ---- arguments ---- */

@@ -8,14 +8,14 @@
 
 #include "cli/cli.h"
 #include "cli/output.h"
+#include "cli/terminal.h"
 #include "lib/cleanup.h"
 
 DEFINE_CLEANUP(struct hearth *, hearth_free)
 
-#define MAX_MODELS 64u
-/* More bars than this do not fit a screen: lines then. */
-#define MAX_BARS  16u
 #define BAR_WIDTH 30
+/* Blanks, percent, the longest state, two sizes. */
+#define BAR_TEXT_WIDTH 36u
 
 struct warming;
 
@@ -29,10 +29,10 @@ struct warm_model {
 };
 
 struct warming {
-    struct warm_model models[MAX_MODELS];
+    struct warm_model models[CLI_MAX_MODELS];
     size_t n;
     size_t name_width;
-    bool bars;  /* a terminal, few models */
+    bool bars;  /* a terminal that has room for them */
     bool drawn; /* the bars stand above the cursor */
 };
 
@@ -43,31 +43,49 @@ static double fraction(const struct warm_model *m)
     return m->total_bytes ? MIN((double)m->done_bytes / (double)m->total_bytes, 1) : 0;
 }
 
+/* A line of at most `columns` characters, so that the cursor's way back up is as long as it was
+ * down: what does not fit is left out from the right, the bar first. */
+static void draw_bar(const struct warm_model *m, size_t columns, FILE *out)
+{
+    char bar[BAR_WIDTH + 4] = "", size[2 * SIZE_TEXT_BYTES + 8] = "", line[512];
+    char done[SIZE_TEXT_BYTES], total[SIZE_TEXT_BYTES];
+    if (m->total_bytes)
+        snprintf(size, sizeof(size), "  %s of %s", size_text(m->done_bytes, done),
+                 size_text(m->total_bytes, total));
+    if (columns >= m->warming->name_width + BAR_WIDTH + BAR_TEXT_WIDTH) {
+        memset(bar, '.', BAR_WIDTH + 2);
+        memset(bar + 1, '#', (size_t)(fraction(m) * BAR_WIDTH));
+        bar[0] = '[';
+        bar[BAR_WIDTH + 1] = ']';
+    }
+    snprintf(line, sizeof(line), "%-*s  %s%s%3d%%  %s%s", (int)m->warming->name_width, m->name, bar,
+             *bar ? " " : "", (int)(fraction(m) * 100), m->state, size);
+    fprintf(out, "\r\033[K%.*s\n", (int)MIN(columns - 1, sizeof(line)), line);
+}
+
 static void draw_bars(struct warming *w)
 {
+    size_t columns, rows, len = 0;
+    char *text = NULL;
+    FILE *out = open_memstream(&text, &len);
+    if (!out)
+        return;
+    terminal_size(&columns, &rows);
     if (w->drawn)
-        printf("\033[%zuA", w->n);
-    for (size_t i = 0; i < w->n; i++) {
-        const struct warm_model *m = &w->models[i];
-        int full = (int)(fraction(m) * BAR_WIDTH);
-        char bar[BAR_WIDTH + 1], done[SIZE_TEXT_BYTES], total[SIZE_TEXT_BYTES];
-        memset(bar, '.', BAR_WIDTH);
-        memset(bar, '#', (size_t)full);
-        bar[BAR_WIDTH] = '\0';
-        printf("\r\033[K%-*s  [%s] %3d%%  %s", (int)w->name_width, m->name, bar,
-               (int)(fraction(m) * 100), m->state);
-        if (m->total_bytes)
-            printf("  %s of %s", size_text(m->done_bytes, done), size_text(m->total_bytes, total));
-        fputc('\n', stdout);
-    }
-    fflush(stdout);
+        fprintf(out, "\033[%zuA", w->n);
+    for (size_t i = 0; i < w->n; i++)
+        draw_bar(&w->models[i], columns, out);
+    if (fclose(out) == 0)
+        fwrite(text, 1, len, stdout);
+    free(text);
+    cli_flush();
     w->drawn = true;
 }
 
 static void print_line(const struct warm_model *m)
 {
     printf("%s %s %" PRIu64 " %" PRIu64 "\n", m->name, m->state, m->done_bytes, m->total_bytes);
-    fflush(stdout);
+    cli_flush();
 }
 
 /* The state as a word of the project's seven: anything else is not shown. */
@@ -111,15 +129,20 @@ static int report(const struct warming *w, int exit_code)
 {
     if (exit_code == CLI_INTERRUPTED)
         return exit_code;
-    for (size_t i = 0; i < w->n; i++)
-        if (cli_report(&w->models[i].end) != CLI_DONE)
+    for (size_t i = 0; i < w->n; i++) {
+        const struct warm_model *m = &w->models[i];
+        /* Sentences about a file need not name the model. */
+        if (m->end.failed && !strstr(m->end.sentence, m->name))
+            exit_code = cli_error("%s: %s", m->name, m->end.sentence);
+        else if (cli_report(&m->end) != CLI_DONE)
             exit_code = CLI_FAILED;
+    }
     return exit_code;
 }
 
 static int warm(struct cli *cli, struct warming *w, bool wait)
 {
-    uint64_t ids[MAX_MODELS];
+    uint64_t ids[CLI_MAX_MODELS];
     _cleanup_(hearth_freep) struct hearth *h = NULL;
     int exit_code = cli_open(cli, false, &h);
     if (exit_code != CLI_DONE)
@@ -141,11 +164,11 @@ int cli_warm(struct cli *cli, int argc, char **argv)
     const struct option options[] = {
         {"wait", OPTION_FLAG, &wait, NULL, NULL, "show the progress, end when all are ready"},
     };
-    const char *arguments[MAX_MODELS];
+    const char *arguments[CLI_MAX_MODELS];
     struct warming w = {0};
     int exit_code;
-    if (!cli_parse(cli, options, ELEMENTSOF(options), argc, argv, 1, MAX_MODELS, arguments, &w.n,
-                   &exit_code))
+    if (!cli_parse(cli, options, ELEMENTSOF(options), argc, argv, 1, CLI_MAX_MODELS, arguments,
+                   &w.n, &exit_code))
         return exit_code;
     for (size_t i = 0; i < w.n; i++) {
         exit_code = cli_check_model(arguments[i]);
@@ -154,6 +177,8 @@ int cli_warm(struct cli *cli, int argc, char **argv)
         w.models[i] = (struct warm_model){.warming = &w, .name = arguments[i]};
         w.name_width = MAX(w.name_width, strlen(arguments[i]));
     }
-    w.bars = wait && isatty(STDOUT_FILENO) && w.n <= MAX_BARS;
+    size_t columns, rows;
+    terminal_size(&columns, &rows);
+    w.bars = wait && isatty(STDOUT_FILENO) && w.n < rows;
     return warm(cli, &w, wait);
 }

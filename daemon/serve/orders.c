@@ -6,15 +6,20 @@ bool order_may_unload(struct service *service, struct peer *peer, uint64_t id,
                       const struct request_options *options, const struct model_entry *entry,
                       uint32_t uid)
 {
-    if (rights_is_admin(service->rights, peer, options) ||
-        (!entry->pinned && !registry_used_by_others(service->registry, entry, uid) &&
-         !registry_held_by_others(service->registry, entry, uid)))
+    const char *why = NULL;
+
+    if (rights_is_admin(service->rights, peer, options))
         return true;
-    reply_error(peer, id, CODE_FORBIDDEN,
-                "%s is pinned, held by somebody else or was used by somebody else within the last "
-                "minute; an administrator may unload it",
-                entry->name);
-    return false;
+    if (entry->pinned)
+        why = "is pinned";
+    else if (registry_held_by_others(service->registry, entry, uid))
+        why = "is held by somebody else";
+    else if (registry_used_by_others(service->registry, entry, uid))
+        why = "was used by somebody else within the last minute";
+    if (why)
+        reply_error(peer, id, CODE_FORBIDDEN, "%s %s: an administrator may unload it", entry->name,
+                    why);
+    return !why;
 }
 
 void order_unload(struct service *service, struct model_entry *entry)

@@ -1,9 +1,12 @@
 """hearth, the command line, against a real daemon and without one."""
 import json
+import os
+import re
 import signal
 import subprocess
 
 from lib.harness import expect, program, test, wait_for
+from lib.screen import Screen
 
 # Model states are logged as they change.
 STATES = r"hearthd: model \S+ is \w+"
@@ -33,7 +36,8 @@ def without_a_daemon_a_look_says_inactive_and_work_says_how_to_start(t):
     rows = [r.split()[:2] for r in t.run("hearth", "models", "--socket", s).out.splitlines()]
     expect(rows == [["NAME", "STATE"], ["ember", "cold"], ["tiny", "cold"]], f"{rows}")
     for command in (("run", "ember", "hi"), ("stats",), ("warm", "ember"), ("unload", "ember"),
-                    ("tokenize", "ember", "hi"), ("embed", "ember", "hi")):
+                    ("tokenize", "ember", "hi"), ("embed", "ember", "hi"), ("pin", "ember"),
+                    ("pin", "ember", "--off"), ("reload",)):
         r = t.run("hearth", *command, "--socket", s, code=3)
         expect(r.out == "" and f"no daemon at {s}: start it with" in r.err, f"{r}")
     expect(not s.exists(), "a look started something")
@@ -53,7 +57,7 @@ def usage_errors_say_what_is_wrong(t):
 
 @test
 def every_command_explains_itself(t):
-    for name in ("run", "embed", "tokenize", "warm", "unload", "models", "status", "stats", "top"):
+    for name in ("run", "embed", "tokenize", "warm", "unload", "models", "status", "stats", "top", "pin", "reload"):
         r = t.run("hearth", name, "--help")
         expect(f"usage: hearth {name}" in r.out and "--socket PATH" in r.out, f"{r}")
         expect(t.run("hearth", "help", name).out == r.out, "help NAME is another")
@@ -200,3 +204,83 @@ def ctrl_c_and_a_full_disk_end_an_endless_embed(t):
     with open("/dev/full", "wb") as full:
         p = t.start("hearth", "embed", "--socket", d.socket, "ember", stdin=yes.stdout, stdout=full)
         expect(p.wait(20) == 1, f"exit status {p.returncode}")
+
+
+@test
+def warm_draws_a_bar_for_each_model_and_says_what_failed(t):
+    d = t.daemon(models=[long_model(t)])
+    d.expect_log(STATES, r"hearthd: model bad is failed: .*")
+    (d.models_dir / "bad.gguf").write_bytes(b"GGUF")
+    d.hearth("reload")
+    s = Screen(t, "hearth", "warm", "--socket", d.socket, "--wait", "ember", "long", "bad")
+    s.end(1)
+    text = s.text.decode()
+    last = text.split("\x1b[3A")[-1].split("\r\n")
+    expect(re.fullmatch(r"\r\x1b\[Kember  \[#{30}\] 100%  ready( .*)?", last[0]), f"{last}")
+    expect(re.fullmatch(r"\r\x1b\[Klong   \[#{30}\] 100%  ready  \S+ of \S+", last[1]), f"{last}")
+    expect(re.fullmatch(r"\r\x1b\[Kbad    \[\.{30}\]   0%  failed", last[2]), f"{last}")
+    expect(last[3].startswith("hearth: bad: the version"), f"{last}")
+
+
+@test
+def warm_in_a_small_window_shortens_its_lines_or_prints_them(t):
+    d = t.daemon()
+    d.expect_log(STATES)
+    s = Screen(t, "hearth", "warm", "--socket", d.socket, "--wait", "ember", columns=14)
+    s.end(0)
+    lines = [re.sub(r"\x1b\[K|\x1b\[1A|\r", "", line) for line in s.text.decode().split("\r\n")]
+    expect(all(len(line) < 14 for line in lines) and lines[-2].startswith("ember  100%"), f"{lines}")
+    s = Screen(t, "hearth", "warm", "--socket", d.socket, "--wait", "ember", "ember", rows=2)
+    s.end(0)
+    expect(b"\x1b" not in s.text and s.text.count(b"ember ready") == 2, f"{s.text}")
+
+
+@test
+def warm_without_wait_returns_at_once(t):
+    d = t.daemon(models=[long_model(t)])
+    d.expect_log(STATES)
+    expect(d.hearth("warm", "long", "ember").out == "", "it printed something")
+    states = {m["name"]: m["state"] for m in json.loads(d.hearth("models", "--json").out)}
+    expect("cold" not in states.values(), f"{states}")
+
+
+@test
+def pin_is_seen_and_taken_back(t):
+    d = warm_daemon(t)
+    d.hearth("pin", "ember")
+    expect(json.loads(d.hearth("models", "ember", "--json").out)[0]["pinned"], "not pinned")
+    d.hearth("pin", "ember", "--off")
+    expect(not json.loads(d.hearth("models", "ember", "--json").out)[0]["pinned"], "still pinned")
+    r = d.hearth("pin", "ember", "absent", "gone", code=1)
+    expect(r.err.count("\n") == 2 and "no model absent" in r.err and "no model gone" in r.err, f"{r}")
+    expect(json.loads(d.hearth("models", "ember", "--json").out)[0]["pinned"], "one spoils the other")
+
+
+@test
+def reload_makes_new_files_known_before_it_returns(t):
+    d = t.daemon()
+    for i in range(3):
+        (d.models_dir / f"new{i}.gguf").write_bytes(b"GGUF")
+        d.hearth("reload")
+        expect(f"new{i} " in d.hearth("models").out, f"new{i} is not known")
+
+
+@test
+def what_an_administrator_may_others_are_refused_in_words(t):
+    t.need_root()
+    d = warm_daemon(t)
+    os.chmod(d.socket, 0o666)
+    os.chmod(d.status_socket, 0o666)
+    other = ("setpriv", "--reuid", 12345, "--regid", 12345, "--clear-groups", program("hearth"))
+    for folder in (t.dir, d.dir):
+        os.chmod(folder, 0o755)
+    for command, says in ((("pin", "ember"), "only an administrator"),
+                          (("reload",), "only an administrator")):
+        r = t.run(*other, command[0], "--socket", d.socket, *command[1:], code=1)
+        expect(says in r.err, f"{r}")
+    d.hearth("run", "ember", "hi", "--max-tokens", 1)
+    r = t.run(*other, "unload", "--socket", d.socket, "ember", code=1)
+    expect("ember was used by somebody else within the last minute" in r.err, f"{r}")
+    d.hearth("pin", "ember")
+    r = t.run(*other, "unload", "--socket", d.socket, "ember", code=1)
+    expect(r.err == "hearth: ember is pinned: an administrator may unload it\n", f"{r}")
