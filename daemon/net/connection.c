@@ -53,6 +53,7 @@ struct connection {
 struct connections {
     struct connections_options options;
     struct connection *live, *spare, *dirty, *closed;
+    char *goaway; /* what those are told that have not said hello yet; NULL: nothing */
     uint32_t n_live, n_spare, n_slots;
     uint64_t n_ever;
     uint32_t n_deadlines; /* connections with a time limit running, as of the last look */
@@ -170,6 +171,7 @@ struct connections *connections_free(struct connections *connections)
     }
     if (connections->reserve_fd >= 0)
         close(connections->reserve_fd);
+    free(connections->goaway);
     free(connections->buffer);
     free(connections);
     return NULL;
@@ -396,6 +398,9 @@ static void take_hello(struct connection *c, const struct wire_header *header, c
     }
     c->phase = PHASE_OPEN;
     c->input_deadline_us = 0;
+    /* The status socket goes on answering. */
+    if (c->owner->goaway && !c->peer.status_only)
+        reply_goaway(&c->peer, c->owner->goaway);
 }
 
 static void take_frame(struct connection *c, const struct wire_header *header, const uint8_t *body)
@@ -752,6 +757,8 @@ bool connections_tick(struct connections *connections)
 
 void connections_goaway(struct connections *connections, const char *why)
 {
+    free(connections->goaway);
+    connections->goaway = strdup(why); /* without memory only those that are open are told */
     for (struct connection *c = connections->live; c; c = c->next)
         if (c->phase == PHASE_OPEN)
             reply_goaway(&c->peer, why);

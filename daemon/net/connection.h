@@ -37,7 +37,7 @@ void connections_flush(struct connections *connections);
 /* Time limits; true while some are running (call again within CONNECTIONS_TICK_US). */
 #define CONNECTIONS_TICK_US 250000u
 bool connections_tick(struct connections *connections);
-/* Tells every peer that no new requests are taken. */
+/* Tells every peer that no new requests are taken, those too that have yet to say hello. */
 void connections_goaway(struct connections *connections, const char *why);
 /* Closes those that have no live request and nothing unsent. */
 void connections_close_idle(struct connections *connections);

@@ -1,5 +1,6 @@
 #include "daemon/serve/outbox.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -8,51 +9,28 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-/* A batch that grew beyond this gives its memory back once it is empty. */
+#include "lib/cleanup.h"
+
+/* A batch's text that grew beyond this is given back once it is empty. */
 #define OUTBOX_KEEP_BYTES (1u << 20)
 
+/* Texts that a batch has room for from the start, beside its notes. */
+#define OUTBOX_FIRST_TEXTS 1024u
+
 struct outbox {
+    size_t max_notes;
     struct outbox_batch collecting; /* the engine thread's */
+    size_t n_texts;                 /* of its events */
     struct outbox_batch taken;      /* the reactor's */
     pthread_mutex_t lock;           /* guards `handed` */
     struct outbox_batch handed;
     int fd;
 };
 
-int outbox_new(struct outbox **ret_outbox)
-{
-    struct outbox *outbox = calloc(1, sizeof(*outbox));
-
-    if (!outbox)
-        return -ENOMEM;
-    outbox->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (outbox->fd < 0) {
-        int r = -errno;
-        free(outbox);
-        return r;
-    }
-    pthread_mutex_init(&outbox->lock, NULL);
-    *ret_outbox = outbox;
-    return 0;
-}
-
 static void batch_done(struct outbox_batch *batch)
 {
     free(batch->events);
     free(batch->text);
-}
-
-struct outbox *outbox_free(struct outbox *outbox)
-{
-    if (!outbox)
-        return NULL;
-    batch_done(&outbox->collecting);
-    batch_done(&outbox->handed);
-    batch_done(&outbox->taken);
-    pthread_mutex_destroy(&outbox->lock);
-    close(outbox->fd);
-    free(outbox);
-    return NULL;
 }
 
 static int grow(void **data, size_t *capacity, size_t need, size_t element_bytes)
@@ -85,39 +63,96 @@ static int batch_reserve(struct outbox_batch *batch, size_t n_events, size_t tex
     return r;
 }
 
-int outbox_reserve(struct outbox *outbox, size_t n)
+int outbox_new(size_t max_notes, struct outbox **ret_outbox)
 {
-    return batch_reserve(&outbox->collecting, n, 0);
+    struct outbox *outbox = calloc(1, sizeof(*outbox));
+    size_t n = max_notes + OUTBOX_FIRST_TEXTS;
+    int r = 0;
+
+    if (!outbox)
+        return -ENOMEM;
+    outbox->max_notes = max_notes;
+    pthread_mutex_init(&outbox->lock, NULL);
+    outbox->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (outbox->fd < 0)
+        r = -errno;
+    /* The three change places, so each has room for all notes. Pages that are not touched cost
+     * nothing. */
+    if (r == 0)
+        r = batch_reserve(&outbox->collecting, n, 0);
+    if (r == 0)
+        r = batch_reserve(&outbox->handed, n, 0);
+    if (r == 0)
+        r = batch_reserve(&outbox->taken, n, 0);
+    if (r < 0) {
+        outbox_free(outbox);
+        return r;
+    }
+    *ret_outbox = outbox;
+    return 0;
+}
+
+struct outbox *outbox_free(struct outbox *outbox)
+{
+    if (!outbox)
+        return NULL;
+    batch_done(&outbox->collecting);
+    batch_done(&outbox->handed);
+    batch_done(&outbox->taken);
+    pthread_mutex_destroy(&outbox->lock);
+    if (outbox->fd >= 0)
+        close(outbox->fd);
+    free(outbox);
+    return NULL;
+}
+
+static void put(struct outbox_batch *batch, uint32_t kind, void *subject, size_t text_bytes)
+{
+    batch->events[batch->n_events++] = (struct outbox_event){.kind = kind,
+                                                             .subject = subject,
+                                                             .text_at = batch->text_bytes,
+                                                             .text_bytes = (uint32_t)text_bytes};
 }
 
 int outbox_text(struct outbox *outbox, uint32_t kind, void *subject, const char *text, size_t len)
 {
     struct outbox_batch *batch = &outbox->collecting;
+    /* Room for all notes stays free behind the texts. */
+    size_t need = outbox->n_texts + 1 + outbox->max_notes;
 
-    if (len > UINT32_MAX || batch_reserve(batch, 1, len) < 0)
+    if (len > UINT32_MAX || batch_reserve(batch, need - MIN(need, batch->n_events), len) < 0)
         return -ENOMEM;
-    batch->events[batch->n_events++] = (struct outbox_event){.kind = kind,
-                                                             .subject = subject,
-                                                             .text_at = batch->text_bytes,
-                                                             .text_bytes = (uint32_t)len};
+    put(batch, kind, subject, len);
     if (len > 0)
         memcpy(batch->text + batch->text_bytes, text, len);
     batch->text_bytes += len;
+    outbox->n_texts++;
     return 0;
 }
 
-int outbox_note(struct outbox *outbox, uint32_t kind, void *subject)
+void outbox_note(struct outbox *outbox, uint32_t kind, void *subject)
 {
-    return outbox_text(outbox, kind, subject, NULL, 0);
+    assert(outbox->collecting.n_events - outbox->n_texts < outbox->max_notes);
+    put(&outbox->collecting, kind, subject, 0);
 }
 
-static void batch_clear(struct outbox_batch *batch)
+/* Empties a batch; what it needed beyond its first room goes back. */
+static void batch_clear(const struct outbox *outbox, struct outbox_batch *batch)
 {
+    size_t first = outbox->max_notes + OUTBOX_FIRST_TEXTS;
+
     batch->n_events = batch->text_bytes = 0;
-    if (batch->events_capacity * sizeof(*batch->events) > OUTBOX_KEEP_BYTES ||
-        batch->text_capacity > OUTBOX_KEEP_BYTES) {
-        batch_done(batch);
-        memset(batch, 0, sizeof(*batch));
+    if (batch->text_capacity > OUTBOX_KEEP_BYTES) {
+        free(batch->text);
+        batch->text = NULL;
+        batch->text_capacity = 0;
+    }
+    if (batch->events_capacity > 2 * first) {
+        void *events = reallocarray(batch->events, first, sizeof(*batch->events));
+        if (events) { /* else it stays large */
+            batch->events = events;
+            batch->events_capacity = first;
+        }
     }
 }
 
@@ -155,7 +190,8 @@ bool outbox_flush(struct outbox *outbox)
         return false;
     }
     pthread_mutex_unlock(&outbox->lock);
-    batch_clear(&outbox->collecting);
+    batch_clear(outbox, &outbox->collecting);
+    outbox->n_texts = 0;
     if (was_empty) {
         ssize_t n = write(outbox->fd, &(uint64_t){1}, sizeof(uint64_t));
         (void)n; /* full: the reactor is being woken already */
@@ -175,7 +211,7 @@ const struct outbox_batch *outbox_take(struct outbox *outbox)
     ssize_t n = read(outbox->fd, &count, sizeof(count));
 
     (void)n; /* empty: somebody asked without having been woken */
-    batch_clear(&outbox->taken);
+    batch_clear(outbox, &outbox->taken);
     pthread_mutex_lock(&outbox->lock);
     swap = outbox->taken;
     outbox->taken = outbox->handed;

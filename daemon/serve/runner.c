@@ -264,7 +264,7 @@ static void set_busy(struct runner *runner, bool busy, uint64_t now)
 
 /* ---- requests ---- */
 
-/* The request is the reactor's from here on. Events cannot fail: their room was reserved. */
+/* The request is the reactor's from here on. */
 static void hand_back(struct runner *runner, struct request *request)
 {
     request->ended_us = now_us(runner);
@@ -302,16 +302,32 @@ static bool pump(struct runner *runner, struct request *request)
     return moved;
 }
 
+/* The stream could not take a text: -ENOMEM or -EILSEQ. */
+static void fail_stream(struct request *request, int error)
+{
+    if (error == -EILSEQ) {
+        request->option = wire_tag_name(TAG_SKIP_BYTES);
+        request_fail(request, CODE_BAD_REQUEST,
+                     "skip_bytes: the text has no character that ends there; give the number of "
+                     "bytes of whole characters that came");
+    } else {
+        request_fail(request, CODE_NO_MEMORY, "the daemon ran out of memory for the text");
+    }
+}
+
 /* Nothing more is computed for the request. */
 static void finish(struct runner *runner, struct request *request)
 {
+    int r;
+
     if (request->ended)
         return;
     request->ended = true;
     batcher_remove(runner->batcher, &request->job);
     pressure_end(runner->pressure, request);
-    if (stream_finish(&request->stream) < 0)
-        request_fail(request, CODE_NO_MEMORY, "the daemon ran out of memory for the text");
+    r = stream_finish(&request->stream);
+    if (r < 0)
+        fail_stream(request, r);
     pump(runner, request);
 }
 
@@ -489,7 +505,6 @@ static void fail_step(struct runner *runner, struct runner_model *rm, const stru
                       int error)
 {
     batcher_close(runner->batcher, rm->lane, 1);
-    outbox_reserve(runner->outbox, 2 * (size_t)batch->n_jobs);
     for (uint32_t i = 0; i < batch->n_jobs; i++) {
         struct request *request = job_request(batch->jobs[i]);
         request_fail(request, error == -ENOMEM ? CODE_NO_MEMORY : CODE_INTERNAL,
@@ -562,7 +577,7 @@ static bool take_token(struct runner *runner, struct request *request, int32_t i
     if (r == 0)
         r = stream_push(&request->stream, piece.bytes, piece.len);
     if (r < 0) {
-        request_fail(request, CODE_NO_MEMORY, "the daemon ran out of memory for the text");
+        fail_stream(request, r);
         finish(runner, request);
         return false;
     }
@@ -635,8 +650,6 @@ static void end_step(struct runner *runner, struct runner_model *rm, const struc
     metrics_add(runner->options.metrics, M_WEIGHT_PASSES, stats.weight_passes - rm->weight_passes);
     rm->weight_passes = stats.weight_passes;
     batcher_close(runner->batcher, rm->lane, rm->step_us);
-    /* Room for the endings of all of them, so that none is lost for want of memory. */
-    outbox_reserve(runner->outbox, 2 * (size_t)batch->n_jobs);
     for (uint32_t i = 0; i < batch->n_jobs; i++)
         take_row(runner, job_request(batch->jobs[i]), &rm->rows[i]);
     pressure_step_over(runner->pressure);
@@ -701,8 +714,6 @@ static void take_inbox(struct runner *runner)
     const struct message *messages;
     size_t n = queue_take(runner->inbox, &messages);
 
-    if (n > 0)
-        outbox_reserve(runner->outbox, n);
     for (size_t i = 0; i < n; i++) {
         void *subject = messages[i].subject;
         switch ((enum message_kind)messages[i].kind) {
@@ -814,6 +825,7 @@ int runner_new(const struct runner_options *options, struct runner **ret_runner,
 {
     struct runner *runner = calloc(1, sizeof(*runner));
     struct batcher_options batching;
+    size_t max_messages = options->max_requests * MESSAGES_PER_REQUEST + MESSAGES_OF_MODELS;
     int r;
 
     if (!runner)
@@ -838,10 +850,9 @@ int runner_new(const struct runner_options *options, struct runner **ret_runner,
         if (r == 0)
             r = new_pressure(runner);
         if (r == 0)
-            r = queue_new(options->max_requests * MESSAGES_PER_REQUEST + MESSAGES_OF_MODELS,
-                          &runner->inbox);
+            r = queue_new(max_messages, &runner->inbox);
         if (r == 0)
-            r = outbox_new(&runner->outbox);
+            r = outbox_new(max_messages, &runner->outbox); /* a message has one answer at most */
         if (r < 0)
             fault_set(ret_fault, r, "cannot set up the engine thread: %s", strerror(-r));
     }

@@ -143,6 +143,22 @@ static uint32_t held_from(const struct stream *stream)
     return stream->clean;
 }
 
+/* Drops what the reader has already, as far as it is ready. -EILSEQ: that ends inside a sequence.
+ */
+static int text_skip(struct stream *stream)
+{
+    size_t n = MIN(stream->skip_bytes, stream->ready);
+
+    if (n == 0)
+        return 0;
+    if (n < stream->ready && ((uint8_t)stream->text[n] & 0xc0) == 0x80)
+        return -EILSEQ;
+    stream->skip_bytes -= n;
+    stream_consume(stream, n);
+    stream->taken_bytes -= n; /* dropped bytes take no credit */
+    return 0;
+}
+
 int stream_push(struct stream *stream, const char *bytes, size_t len)
 {
     int r = text_reserve(stream, len);
@@ -157,17 +173,18 @@ int stream_push(struct stream *stream, const char *bytes, size_t len)
         return r;
     if (!stream->stops) {
         stream->ready = stream->clean;
-        return 0;
+        return text_skip(stream);
     }
     /* What is ready has been searched: a stop string cannot begin there. */
     int64_t stop = find_stop(stream, stream->ready);
     if (stop >= 0) {
         stream->len = stream->clean = stream->ready = (uint32_t)stop;
         stream->finished = true;
-        return 1;
+        r = text_skip(stream);
+        return r < 0 ? r : 1;
     }
     stream->ready = held_from(stream);
-    return 0;
+    return text_skip(stream);
 }
 
 int stream_finish(struct stream *stream)
@@ -177,7 +194,7 @@ int stream_finish(struct stream *stream)
     stream->finished = true;
     r = text_clean(stream);
     stream->ready = stream->clean;
-    return r;
+    return r < 0 ? r : text_skip(stream);
 }
 
 /* The longest beginning of the ready text that is at most `limit` bytes and ends a sequence. */
@@ -197,13 +214,8 @@ size_t stream_peek(struct stream *stream, const char **ret_text)
 {
     uint64_t window;
 
-    if (stream->skip_bytes > 0 && stream->ready > 0) {
-        size_t n = MIN(stream->skip_bytes, stream->ready);
-        stream->skip_bytes -= n;
-        stream_consume(stream, n);
-        stream->taken_bytes -= n; /* dropped bytes take no credit */
-    }
-    if (stream->ready == 0)
+    /* Ready text that has not been skipped: the place to skip to is inside a sequence. */
+    if (stream->ready == 0 || stream->skip_bytes > 0)
         return 0;
     if (stream->whole && !stream->finished && stream->len < stream->buffer_bytes)
         return 0;

@@ -63,9 +63,11 @@ void stream_init(struct stream *stream, uint64_t credit, uint64_t buffer_bytes, 
 void stream_done(struct stream *stream);
 
 /* Engine thread: adds the bytes of one token. 1 when a stop string is complete (text from it on is
- * dropped and the stream is finished), 0 else, -ENOMEM. */
+ * dropped and the stream is finished), 0 else, -ENOMEM; -EILSEQ: skip_bytes ends inside a UTF-8
+ * sequence, so that its reader has half a character, or counted wrongly: nothing it could be sent
+ * would join on. */
 int stream_push(struct stream *stream, const char *bytes, size_t len);
-/* Engine thread: nothing more comes; what was held back becomes ready. */
+/* Engine thread: nothing more comes; what was held back becomes ready. Errors as above. */
 int stream_finish(struct stream *stream);
 /* Engine thread: the text that may go now (0: none), valid until the next call on the stream. */
 size_t stream_peek(struct stream *stream, const char **ret_text);

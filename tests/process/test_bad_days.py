@@ -435,6 +435,27 @@ def sigterm_tells_a_stream_that_cannot_finish(t):
 
 
 @test
+def a_client_still_in_its_hello_is_told_of_the_drain(t):
+    d = ready_daemon(t, config="drain_timeout: 2s\n")
+    with d.client() as c, d.client(hello=False) as silent, d.client(hello=False) as half:
+        half.send(MAGIC)
+        expect(half.receive().type == "HELLO", "no hello")
+        c.request("COMPLETE", *ENDLESS, ("CREDIT", 10))
+        c.receive()
+        d.signal(signal.SIGTERM)
+        while c.receive().type != "GOAWAY":
+            pass
+        silent.send(MAGIC + frame("HELLO", 0))
+        half.send(frame("HELLO", 0))
+        expect([silent.receive().type, silent.receive().type] == ["HELLO", "GOAWAY"], "silent")
+        expect(half.receive().type == "GOAWAY", "half")
+        with d.status_client() as status:
+            state = status.ask("STATUS")
+        expect(state[0].get("STATE") == "draining", f"{state}")
+    expect(d.wait() == 0, "it did not end well")
+
+
+@test
 def new_requests_while_draining_are_told(t):
     d = ready_daemon(t, config="drain_timeout: 2s\n")
     with d.client() as c:

@@ -1,23 +1,10 @@
 """Batching as clients see it: why steps go, order, deadlines, what one user may hold."""
 from lib.harness import expect, test
+from lib.models import ready_daemon
 from lib.wire import frame, text_of
 
 REASONS = ("idle", "gathered", "continued", "full", "min_batch", "max_delay", "deadline")
 ONE = (("IGNORE_EOS", 1), ("TEMPERATURE", 0.0))
-
-
-def made_model(t, name="made", *flags):
-    path = t.dir / f"{name}.gguf"
-    t.run("make-model", "--out", path, "--dim", "64", "--layers", "2", "--heads", "4",
-          "--kv-heads", "2", "--ff", "128", "--vocab", "400", "--context", "8192",
-          "--type", "f16", *flags)
-    return path
-
-
-def ready_daemon(t, **more):
-    d = t.daemon(models=[made_model(t)], **more)
-    d.hearth("warm", "--wait", "made")
-    return d
 
 
 def ask_many(c, n, *options):

@@ -7,12 +7,15 @@
 #include <string.h>
 
 #include "daemon/serve/outbox.h"
+#include "tests/support/alloc_fail.h"
+
+#define MAX_NOTES 10000u
 
 static struct outbox *new_outbox(void)
 {
     struct outbox *outbox = NULL;
 
-    cr_assert_eq(outbox_new(&outbox), 0);
+    cr_assert_eq(outbox_new(MAX_NOTES, &outbox), 0);
     return outbox;
 }
 
@@ -119,7 +122,7 @@ Test(outbox, large_texts_come_whole_and_their_memory_goes_back)
         large[i] = (char)('a' + i % 23);
     for (int round = 0; round < 4; round++) {
         cr_assert_eq(outbox_text(outbox, 1, NULL, large, sizeof(large)), 0);
-        cr_assert_eq(outbox_note(outbox, 2, NULL), 0);
+        outbox_note(outbox, 2, NULL);
         cr_assert(outbox_flush(outbox));
         batch = outbox_take(outbox);
         cr_assert_eq(batch->n_events, 2);
@@ -132,16 +135,60 @@ Test(outbox, large_texts_come_whole_and_their_memory_goes_back)
     outbox_free(outbox);
 }
 
-Test(outbox, room_reserved_is_not_asked_for_again)
+/* Fills the outbox with notes between texts, while the n-th allocation of each call fails. */
+static void notes_without_memory(unsigned n)
 {
     struct outbox *outbox = new_outbox();
+    const struct outbox_batch *batch;
+    uint32_t notes = 0, expected = 0, texts = 0;
 
-    cr_assert_eq(outbox_reserve(outbox, 10000), 0);
-    cr_assert_eq(outbox_reserve(outbox, 0), 0);
-    for (int i = 0; i < 10000; i++)
-        cr_assert_eq(outbox_note(outbox, (uint32_t)i, NULL), 0);
-    outbox_flush(outbox);
-    cr_assert_eq(outbox_take(outbox)->n_events, 10000);
+    for (uint32_t round = 0; round < 20; round++) {
+        for (uint32_t i = 0; i < MAX_NOTES / 20; i++) {
+            alloc_fail_at(n);
+            texts += outbox_text(outbox, MAX_NOTES, NULL, "some text that needs room", 25) == 0;
+            outbox_note(outbox, notes++, NULL);
+        }
+        alloc_fail_at(n);
+        outbox_flush(outbox); /* may fail: then it goes with the next */
+        if (round % 3 == 0) {
+            batch = outbox_take(outbox);
+            for (size_t i = 0; i < batch->n_events; i++)
+                if (batch->events[i].kind != MAX_NOTES)
+                    cr_assert_eq(batch->events[i].kind, expected++);
+        }
+    }
+    alloc_fail_done();
+    for (int i = 0; i < 2; i++) {
+        cr_assert(outbox_flush(outbox));
+        batch = outbox_take(outbox);
+        for (size_t j = 0; j < batch->n_events; j++)
+            if (batch->events[j].kind != MAX_NOTES)
+                cr_assert_eq(batch->events[j].kind, expected++);
+    }
+    cr_assert_eq(expected, MAX_NOTES, "%u of the notes are lost", MAX_NOTES - expected);
+    cr_assert(texts > 0 || n == 1);
+    outbox_free(outbox);
+}
+
+Test(outbox, a_note_needs_no_memory)
+{
+    for (unsigned n = 1; n <= 3; n++)
+        notes_without_memory(n);
+}
+
+Test(outbox, what_cannot_be_made_is_not_half_made)
+{
+    struct outbox *outbox = NULL;
+    unsigned n = 0;
+    int r;
+
+    do {
+        alloc_fail_at(++n);
+        r = outbox_new(MAX_NOTES, &outbox);
+        cr_assert(alloc_fail_done() == (r == -ENOMEM), "allocation %u", n);
+    } while (r == -ENOMEM);
+    cr_assert_eq(r, 0);
+    cr_assert_gt(n, 3);
     outbox_free(outbox);
 }
 

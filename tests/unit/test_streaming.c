@@ -1,5 +1,6 @@
 /* Streaming: what is handed out, when, and where it may be cut. */
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -312,6 +313,53 @@ Test(streaming, skipped_bytes_are_generated_but_not_sent)
         drain(&stream, &sink);
         cr_assert_str_eq(sink.text, &"Once upon a time"[skip]);
         cr_assert_eq(stream.taken_bytes, 16 - skip, "what is skipped takes no credit");
+        stream_done(&stream);
+        free(sink.text);
+    }
+}
+
+/* What its reader has cannot end there: no text that follows would join on. */
+Test(streaming, skipping_to_the_inside_of_a_sequence_is_an_error)
+{
+    static const char text[] = "a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80z"; /* 1, 2, 3, 4, 1 */
+    static const bool whole[] = {1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 1, 1};
+    size_t len = strlen(text);
+
+    for (uint64_t skip = 0; skip <= len; skip++) {
+        for (size_t piece = 1; piece <= len; piece++) {
+            struct stream stream;
+            struct sink sink = {0};
+            int r = 0;
+            stream_init(&stream, PLENTY, PLENTY, false, skip, NULL);
+            for (size_t at = 0; at < len && r == 0; at += piece) {
+                r = stream_push(&stream, text + at, len - at < piece ? len - at : piece);
+                drain(&stream, &sink);
+            }
+            cr_assert_eq(r, whole[skip] ? 0 : -EILSEQ, "skip %lu in pieces of %zu", skip, piece);
+            if (r == 0 && skip < len)
+                cr_assert_str_eq(sink.text, text + skip);
+            if (r < 0)
+                cr_assert_eq(sink.len, 0, "skip %lu sent something", skip);
+            stream_done(&stream);
+            free(sink.text);
+        }
+    }
+}
+
+Test(streaming, skipping_and_stop_strings_go_together)
+{
+    struct stream_stops stops = stops_of("END", NULL);
+
+    for (uint64_t skip = 0; skip <= 8; skip++) {
+        struct stream stream;
+        struct sink sink = {0};
+        stream_init(&stream, PLENTY, PLENTY, false, skip, &stops);
+        push(&stream, "story E");
+        drain(&stream, &sink);
+        cr_assert_eq(stream_push(&stream, "ND more", 7), 1);
+        drain(&stream, &sink);
+        cr_assert_str_eq(sink.text ? sink.text : "", skip < 6 ? &"story "[skip] : "");
+        cr_assert(stream_drained(&stream));
         stream_done(&stream);
         free(sink.text);
     }
