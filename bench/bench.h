@@ -21,7 +21,7 @@ struct bench_command {
     int (*run)(int argc, char **argv); /* argv[0] is the command's name; returns the exit code */
 };
 
-extern const struct bench_command bench_logits, bench_ids, bench_engine, bench_preload,
+extern const struct bench_command bench_logits, bench_ids, bench_engine, bench_load, bench_preload,
     bench_serve, bench_stages;
 
 /* Prints "hearth-bench: " and the sentence on stderr; returns BENCH_FAILED. */

@@ -1,6 +1,7 @@
 #include "bench/daemon.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,8 +12,11 @@
 
 #define ANSWER_US 60000000u
 
+#define COLD_LIMIT_MS 20000
+
 struct answer {
     struct daemon_counters *counters;
+    bool cold; /* of a model that was asked about */
     char *message;
     int error;
 };
@@ -70,6 +74,8 @@ static void on_reply(void *userdata, const struct hearth_reply *reply)
         answer->error = -EIO;
         snprintf(answer->message, 320, "%s", reply->sentence);
     }
+    if (reply->kind == HEARTH_ITEM && reply->state)
+        answer->cold = strcmp(reply->state, "cold") == 0;
     if (reply->kind != HEARTH_ITEM || !answer->counters || !reply->text)
         return;
     for (const char *line = reply->text; line && *line; line = strchr(line, '\n')) {
@@ -112,6 +118,40 @@ int daemon_warm(const char *socket_path, const char *model, char ret_message[320
     return r < 0 ? r : answer.error;
 }
 
+static int ask_until_cold(struct hearth *hearth, const char *model, struct answer *answer)
+{
+    uint64_t id = 0;
+
+    for (int ms = 0; ms < COLD_LIMIT_MS; ms += 2) {
+        int r = hearth_models(hearth, model, on_reply, answer, &id);
+        if (r == 0)
+            r = hearth_finish(hearth, id, ANSWER_US);
+        if (r < 0 || answer->error < 0 || answer->cold)
+            return r;
+        usleep(2000);
+    }
+    snprintf(answer->message, 320, "%s does not get cold", model);
+    return -ETIMEDOUT;
+}
+
+int daemon_unload(const char *socket_path, const char *model, char ret_message[320])
+{
+    struct answer answer = {.message = ret_message};
+    struct hearth *hearth;
+    uint64_t id = 0;
+    int r = connect_to(socket_path, &hearth, ret_message);
+
+    if (r < 0)
+        return r;
+    r = hearth_unload(hearth, model, on_reply, &answer, &id);
+    if (r == 0)
+        r = hearth_finish(hearth, id, ANSWER_US);
+    if (r == 0 && answer.error == 0)
+        r = ask_until_cold(hearth, model, &answer);
+    hearth_free(hearth);
+    return r < 0 ? r : answer.error;
+}
+
 uint64_t daemon_rss_bytes(pid_t pid)
 {
     char path[64];
@@ -146,4 +186,33 @@ double daemon_cpu_s(pid_t pid)
                          &system) != 2)
         return 0;
     return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
+}
+
+uint64_t daemon_peak_bytes(pid_t pid)
+{
+    char path[64], line[256];
+    unsigned long long kib = 0;
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    file = fopen(path, "re");
+    while (file && fgets(line, sizeof(line), file))
+        if (sscanf(line, "VmHWM: %llu", &kib) == 1)
+            break;
+    if (file)
+        fclose(file);
+    return (uint64_t)kib * 1024;
+}
+
+void daemon_reset_peak(pid_t pid)
+{
+    char path[64];
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/clear_refs", (int)pid);
+    file = fopen(path, "we");
+    if (!file)
+        return;
+    fputs("5", file);
+    fclose(file);
 }

@@ -20,8 +20,13 @@ int daemon_pid(const char *socket_path, pid_t *ret_pid, char ret_message[320]);
 int daemon_counters(const char *socket_path, struct daemon_counters *ret, char ret_message[320]);
 /* Loads the model and waits for it. */
 int daemon_warm(const char *socket_path, const char *model, char ret_message[320]);
+/* Lets it go and waits until it is cold. */
+int daemon_unload(const char *socket_path, const char *model, char ret_message[320]);
 /* 0 when the process cannot be looked at. */
 uint64_t daemon_rss_bytes(pid_t pid);
 double daemon_cpu_s(pid_t pid);
+/* The most resident memory since daemon_reset_peak(), or since its start. */
+uint64_t daemon_peak_bytes(pid_t pid);
+void daemon_reset_peak(pid_t pid);
 
 #endif

@@ -24,7 +24,7 @@ struct load;
 struct connection {
     struct load *load;
     struct hearth *hearth;
-    struct slot *free_slots;
+    struct slot *slots, *free_slots;
     uint32_t events;
     bool dirty;
     struct connection *next_dirty;
@@ -34,7 +34,7 @@ struct connection {
 struct slot {
     struct connection *connection;
     uint64_t intended_us, first_us;
-    struct slot *next_free;
+    struct slot *next, *next_free;
 };
 
 struct load {
@@ -147,18 +147,31 @@ static int send_request(struct load *load, struct connection *c, struct slot *sl
                : hearth_complete(c->hearth, &generate, on_reply, slot, NULL);
 }
 
+static struct slot *take_slot(struct connection *c)
+{
+    struct slot *slot = c->free_slots;
+
+    if (slot) {
+        c->free_slots = slot->next_free;
+        return slot;
+    }
+    slot = malloc(sizeof(*slot));
+    if (slot) {
+        *slot = (struct slot){.connection = c, .next = c->slots};
+        c->slots = slot;
+    }
+    return slot;
+}
+
 static void submit(struct connection *c, uint64_t intended_us)
 {
     struct load *load = c->load;
-    struct slot *slot = c->free_slots;
+    struct slot *slot = take_slot(c);
 
-    if (slot)
-        c->free_slots = slot->next_free;
-    else
-        slot = malloc(sizeof(*slot));
     if (!slot)
         return;
-    *slot = (struct slot){.connection = c, .intended_us = intended_us};
+    slot->intended_us = intended_us;
+    slot->first_us = 0;
     load->n_live++;
     if (send_request(load, c, slot) < 0) {
         struct hearth_reply failed = {.kind = HEARTH_ERROR, .lost = true};
@@ -229,6 +242,8 @@ static void loop(struct load *load)
     uint64_t report_us = 0, now;
 
     while ((now = now_us()) < load->end_us || load->n_live > 0) {
+        if (load->options->stop && atomic_load(load->options->stop))
+            load->end_us = MIN(load->end_us, MAX(now, load->begin_us));
         uint64_t wake_us = MIN(load->end_us, report_us);
         struct timespec timeout = {0};
         int n;
@@ -259,14 +274,26 @@ static void loop(struct load *load)
     }
 }
 
+/* What nobody answered is an error. */
+static void count_unanswered(struct load *load)
+{
+    struct load_result *result = load->result;
+
+    result->errors += load->n_live;
+    result->codes[LOAD_CODES - 1] += load->n_live;
+    if (load->n_live > 0 && !result->message[0])
+        snprintf(result->message, sizeof(result->message), "%llu requests had no answer after %u s",
+                 (unsigned long long)load->n_live, LAST_REPLY_US / 1000000u);
+}
+
 static void load_done(struct load *load)
 {
     for (uint32_t i = 0; i < load->options->connections; i++) {
         struct connection *c = &load->connections[i];
         struct slot *slot;
         hearth_free(c->hearth);
-        while ((slot = c->free_slots)) {
-            c->free_slots = slot->next_free;
+        while ((slot = c->slots)) {
+            c->slots = slot->next;
             free(slot);
         }
     }
@@ -292,6 +319,8 @@ static int run_kept(const struct load_options *options, struct load_result *resu
             submit(&load.connections[c], now_us());
     if (r == 0)
         loop(&load);
+    count_unanswered(&load);
+    result->duration_s = (double)(load.end_us - load.begin_us) / 1e6;
     load_done(&load);
     return r;
 }
@@ -436,7 +465,7 @@ int load_run(const struct load_options *options, struct load_result *ret_result)
     int r;
 
     memset(ret_result, 0, sizeof(*ret_result));
-    r = options->fresh ? run_fresh(options, ret_result) : run_kept(options, ret_result);
     ret_result->duration_s = (double)options->duration_us / 1e6;
+    r = options->fresh ? run_fresh(options, ret_result) : run_kept(options, ret_result);
     return r;
 }
