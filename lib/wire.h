@@ -18,6 +18,7 @@
 #define WIRE_MAGIC         "HRTHv1\0\0"
 #define WIRE_MAGIC_BYTES   8u
 #define WIRE_HEADER_BYTES  16u
+#define WIRE_HEADER_ID_AT  8u /* where the id is in it */
 #define WIRE_OPTION_BYTES  8u
 #define WIRE_TAG_CRITICAL  0x8000u /* an unknown or misplaced tag with this bit is refused */
 #define WIRE_DEFAULT_FRAME (1u << 20)

@@ -650,6 +650,7 @@ static void connection_open(struct connections *connections, int fd, bool status
                                 &refusal);
     if (!account) {
         metrics_add(metrics, M_CONNECTIONS_REFUSED, 1);
+        service_peer_refused(connections->options.service, credentials.uid, &refusal);
         turn_away(fd, &refusal);
         return;
     }

@@ -52,13 +52,13 @@ void question_progress(struct request *request, const struct model_entry *entry)
     reply_end(request->peer);
 }
 
-static void reply_model(struct peer *peer, uint64_t id, const struct model_entry *entry)
+void question_put_model(struct wire_buffer *out, uint64_t id, const struct model_entry *entry)
 {
     size_t info_len = 0, stats_len = 0;
     _cleanup_free_ char *info = text_of(registry_write_info, entry, &info_len);
     _cleanup_free_ char *stats = text_of(registry_write_stats, entry, &stats_len);
-    struct wire_buffer *out = reply_begin(peer, WIRE_ITEM, id);
 
+    wire_begin(out, WIRE_ITEM, id);
     put_progress(out, entry);
     wire_put_number(out, TAG_MEMORY_BYTES, entry->model ? entry->reserved_bytes : 0);
     wire_put_number(out, TAG_PRELOAD, entry->wanted);
@@ -71,7 +71,14 @@ static void reply_model(struct peer *peer, uint64_t id, const struct model_entry
         wire_put_bytes(out, TAG_STATS, stats, stats_len);
     if (entry->state == MODEL_FAILED)
         wire_put_text(out, TAG_SENTENCE, entry->error);
-    reply_end(peer);
+    wire_end(out);
+}
+
+static void reply_model(struct peer *peer, uint64_t id, const struct model_entry *entry)
+{
+    peer->tail = NULL;
+    question_put_model(&peer->out, id, entry);
+    peer->wants_flush(peer);
 }
 
 void question_models(struct service *service, struct peer *peer, uint64_t id,
@@ -109,40 +116,45 @@ void service_write_summary(struct service *service, FILE *out)
             service_n_requests(service));
 }
 
-void question_status(struct service *service, struct peer *peer, uint64_t id)
+static void write_status_info(struct service *service, FILE *out)
 {
-    const struct config *config = service->options.config;
-    char *info = NULL;
-    size_t len = 0;
-    FILE *text = open_memstream(&info, &len);
-    struct wire_buffer *out;
-
-    if (!text) {
-        reply_error(peer, id, CODE_NO_MEMORY, "no memory for the status");
-        return;
-    }
-    fprintf(text, "uptime_s %" PRIu64 "\nkernels %s\ndefault_model %s\n",
+    fprintf(out, "uptime_s %" PRIu64 "\nkernels %s\ndefault_model %s\n",
             (service_now_us(service) - service->started_us) / 1000000u,
-            service->options.kernels->name, config->default_model);
-    fprintf(text, "models %zu\nmodels_ready %" PRIu64 "\nmodel_bytes %" PRIu64 "\n",
+            service->options.kernels->name, service->options.config->default_model);
+    fprintf(out, "models %zu\nmodels_ready %" PRIu64 "\nmodel_bytes %" PRIu64 "\n",
             registry_n_models(service->registry),
             metrics_get(service->options.metrics, M_MODELS_READY),
             registry_loaded_bytes(service->registry));
-    fprintf(text, "memory_budget_bytes %" PRIu64 "\nconnections %u\nrequests_live %u\n",
-            config_size_of(config->memory_budget, config_machine_memory()),
-            admission_n_connections(service->admission), service_n_requests(service));
-    if (fclose(text) == 0) {
-        out = reply_begin(peer, WIRE_ITEM, id);
-        wire_put_text(out, TAG_STATE, service_state(service));
-        wire_put_text(out, TAG_VERSION, HEARTH_VERSION);
-        wire_put_number(out, TAG_PID, (uint64_t)getpid());
-        wire_put_bytes(out, TAG_INFO, info, len);
-        reply_end(peer);
-        reply_done(peer, id);
-    } else {
-        reply_error(peer, id, CODE_NO_MEMORY, "no memory for the status");
+    fprintf(out, "memory_budget_bytes %" PRIu64 "\nconnections %u\nrequests_live %u\n",
+            service->memory_budget_bytes, admission_n_connections(service->admission),
+            service_n_requests(service));
+}
+
+void question_put_status(struct service *service, struct wire_buffer *out, uint64_t id)
+{
+    _cleanup_free_ char *info = NULL;
+    size_t len = 0;
+    FILE *text = open_memstream(&info, &len);
+    bool written = text != NULL;
+
+    if (text) {
+        write_status_info(service, text);
+        written = fclose(text) == 0;
     }
-    free(info);
+    wire_begin(out, WIRE_ITEM, id);
+    wire_put_text(out, TAG_STATE, service_state(service));
+    wire_put_text(out, TAG_VERSION, HEARTH_VERSION);
+    wire_put_number(out, TAG_PID, (uint64_t)getpid());
+    if (written)
+        wire_put_bytes(out, TAG_INFO, info, len);
+    wire_end(out);
+}
+
+void question_status(struct service *service, struct peer *peer, uint64_t id)
+{
+    peer->tail = NULL;
+    question_put_status(service, &peer->out, id);
+    reply_done(peer, id);
 }
 
 /* A section's text: 0, -ENOENT, -ENOMEM. */
@@ -165,6 +177,20 @@ static int section_text(struct service *service, const char *name, char **ret_te
     if (fclose(out) != 0 && r == 0)
         r = -ENOMEM;
     return r;
+}
+
+void question_put_section(struct service *service, struct wire_buffer *out, uint64_t id,
+                          const char *name)
+{
+    _cleanup_free_ char *text = NULL;
+    size_t len = 0;
+
+    if (section_text(service, name, &text, &len) < 0)
+        return;
+    wire_begin(out, WIRE_ITEM, id);
+    wire_put_text(out, TAG_NAME, name);
+    wire_put_bytes(out, TAG_TEXT, text, len);
+    wire_end(out);
 }
 
 void question_metrics(struct service *service, struct peer *peer, uint64_t id,

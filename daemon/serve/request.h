@@ -67,7 +67,8 @@ struct request {
     uint32_t late;          /* RUNNER_LATE events still to come before it can be freed */
     uint64_t keep_alive_us; /* wished for; 0: nothing */
     uint64_t look;          /* reload: the number of the one it waits for */
-    struct reader *reader;  /* of a subscription */
+    void *reader;           /* of a subscription: the place it has among the readers */
+    bool values;            /* a subscription to values, not to events */
     size_t input_bytes;     /* counted against limits.input_bytes until the engine has the ids */
 
     /* Set before the request is lent, then read by both. */

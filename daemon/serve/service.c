@@ -8,8 +8,10 @@
 #include <sys/random.h>
 
 #include "daemon/log.h"
+#include "daemon/serve/events.h"
 #include "daemon/serve/service_internal.h"
 #include "daemon/serve/standing.h"
+#include "daemon/serve/values.h"
 #include "lib/cleanup.h"
 
 /* Texts up to this are tokenized on the reactor: well below its bound of 0.2 ms a user. */
@@ -211,6 +213,8 @@ static void end_used(struct service *service, struct request *request)
     struct model_entry *entry = request->model;
 
     entry->tokens += request->n_ids - request->n_prompt;
+    if (request->reason == END_ERROR && request->code == CODE_BUSY && request->sentence)
+        events_busy(service->events, request->job.uid, request->sentence);
     if (request->kind == REQUEST_EMBED)
         reply_vector(request);
     reply_ended(request, service->options.kernels->name, entry->fingerprint);
@@ -314,7 +318,8 @@ static void start(struct service *service, struct request *request)
 void service_refuse(struct service *service, struct peer *peer, uint64_t id,
                     const struct refusal *refusal)
 {
-    (void)service;
+    if (refusal->code == CODE_BUSY)
+        events_busy(service->events, peer->uid, refusal->sentence);
     reply_refusal(peer, id, refusal);
 }
 
@@ -401,6 +406,7 @@ static void on_changed(void *userdata, struct model_entry *entry)
 {
     struct service *service = userdata;
 
+    values_touch(service->values);
     if (!entry) {
         retry_unknown(service);
         standing_looked(service);
@@ -412,6 +418,7 @@ static void on_changed(void *userdata, struct model_entry *entry)
                   .code = entry->state == MODEL_FAILED ? wire_code_name(entry->code) : NULL},
               entry->state == MODEL_FAILED ? "model %s is %s: %s" : "model %s is %s", entry->name,
               model_state_name(entry->state), entry->error);
+    events_state(service->events, entry);
     switch (entry->state) {
     case MODEL_READY:
         entry->fingerprint = fingerprint_of(service, entry);
@@ -424,6 +431,13 @@ static void on_changed(void *userdata, struct model_entry *entry)
         break;
     default: tell_progress(service, entry);
     }
+}
+
+static void on_evicted(void *userdata, const struct eviction *eviction)
+{
+    struct service *service = userdata;
+
+    events_evicted(service->events, eviction);
 }
 
 static int on_attach(void *userdata, struct model_entry *entry)
@@ -597,7 +611,7 @@ static void generation(struct service *service, struct peer *peer, uint64_t id,
     struct request *request;
 
     if (check_generation(service, peer, options, &refusal) < 0) {
-        reply_refusal(peer, id, &refusal);
+        service_refuse(service, peer, id, &refusal);
         return;
     }
     request = service_add_request(service, peer, id, kind);
@@ -608,7 +622,7 @@ static void generation(struct service *service, struct peer *peer, uint64_t id,
     }
     metrics_add(service->options.metrics, M_GENERATIONS, 1);
     if (fill_request(service, request, options, &refusal) < 0) {
-        reply_refusal(peer, id, &refusal);
+        service_refuse(service, peer, id, &refusal);
         service_remove_request(service, request);
     } else if (entry) {
         want_model(service, request, entry);
@@ -645,8 +659,16 @@ static void credit(struct service *service, struct request *request,
         runner_unpark(service->runner, request);
 }
 
+void service_peer_refused(struct service *service, uint32_t uid, const struct refusal *refusal)
+{
+    values_touch(service->values);
+    if (refusal->code == CODE_BUSY)
+        events_busy(service->events, uid, refusal->sentence);
+}
+
 void service_peer_gone(struct service *service, struct peer *peer)
 {
+    values_touch(service->values);
     while (peer->requests) {
         struct request *request = peer->requests;
         /* From here on it has no peer; the key still names the old one, so it leaves the table. */
@@ -669,7 +691,9 @@ void service_peer_drained(struct service *service, struct peer *peer)
 {
     peer->congested = false;
     for (struct request *r = peer->requests; r; r = r->peer_next)
-        if (stream_delivered(&r->stream, 0, true) && r->stage == STAGE_ENGINE)
+        if (r->stage == STAGE_STANDING)
+            standing_resume(service, r);
+        else if (stream_delivered(&r->stream, 0, true) && r->stage == STAGE_ENGINE)
             runner_unpark(service->runner, r);
 }
 
@@ -720,8 +744,8 @@ static void dispatch(struct service *service, struct peer *peer, uint16_t type, 
     case WIRE_SET: order_set(service, peer, id, options); break;
     case WIRE_HOLD: standing_hold(service, peer, id, options); break;
     case WIRE_RELOAD: standing_reload(service, peer, id, options); break;
+    case WIRE_SUBSCRIBE: standing_subscribe(service, peer, id, options); break;
     case WIRE_CHAT:
-    case WIRE_SUBSCRIBE:
         reply_error(peer, id, CODE_BAD_REQUEST, "%s is not in this version", wire_type_name(type));
         break;
     default: reply_error(peer, id, CODE_BAD_REQUEST, "frame type %u is not known", type); break;
@@ -763,6 +787,7 @@ int service_frame(struct service *service, struct peer *peer, const struct wire_
             return malformed(ret_refusal, "an option's length runs past its frame");
         return r < 0 ? 0 : note_frame(service, peer, header, &options);
     }
+    values_touch(service->values);
     metrics_add(service->options.metrics, M_REQUESTS, 1);
     metrics_add(service->options.metrics, M_REQUESTS_REUSED, peer->n_requests_ever > 0);
     peer->n_requests_ever++;
@@ -847,6 +872,7 @@ static void dispatch_outbox(struct service *service)
 {
     const struct outbox_batch *batch = outbox_take(runner_outbox(service->runner));
 
+    values_touch(service->values);
     for (size_t i = 0; i < batch->n_events; i++) {
         const struct outbox_event *event = &batch->events[i];
         switch ((enum runner_event)event->kind) {
@@ -871,12 +897,18 @@ static void dispatch_texts(struct service *service)
     text_thread_take(service->text_thread, on_tokenized, service);
 }
 
+static void dispatch_values(struct service *service)
+{
+    values_dispatch(service->values);
+}
+
 void service_sources(struct service *service, struct service_source ret_sources[SERVICE_SOURCES])
 {
     ret_sources[0] =
         (struct service_source){outbox_fd(runner_outbox(service->runner)), dispatch_outbox};
     ret_sources[1] = (struct service_source){registry_fd(service->registry), dispatch_registry};
     ret_sources[2] = (struct service_source){text_thread_fd(service->text_thread), dispatch_texts};
+    ret_sources[3] = (struct service_source){values_fd(service->values), dispatch_values};
 }
 
 /* ---- time ---- */
@@ -908,6 +940,7 @@ void service_tick(struct service *service, uint64_t *ret_next_us)
 
     expire_waiting(service, now);
     registry_tick(service->registry);
+    events_tick(service->events);
     HASH_ITER (hh, service->waiters, waiters, next) {
         loading = true;
         tell_progress(service, waiters->entry);
@@ -958,6 +991,8 @@ void service_drain(struct service *service)
     struct request *request, *next;
 
     service->draining = true;
+    events_daemon(service->events, "draining");
+    values_touch(service->values);
     standing_end(service, false);
     HASH_ITER (hh, service->requests, request, next) {
         if (request->stage == STAGE_LOADING)
@@ -1023,6 +1058,7 @@ static int new_registry(struct service *service, uint64_t budget_bytes, struct f
                 .detach = on_detach,
                 .expel = on_expel,
                 .changed = on_changed,
+                .evicted = on_evicted,
                 .userdata = service},
     };
 
@@ -1050,12 +1086,17 @@ int service_new(const struct service_options *options, struct service **ret_serv
         return fault_set(ret_fault, -ENOMEM, "no memory for the service");
     service->options = *options;
     service->started_us = service_now_us(service);
+    service->memory_budget_bytes = budget_bytes;
     service->next_deadline_us = UINT64_MAX;
     if (getrandom(&service->seed_state, sizeof(service->seed_state), GRND_NONBLOCK) < 0)
         service->seed_state = service->started_us;
     r = admission_new(config, &service->admission);
     if (r == 0)
         r = rights_new(config, &service->rights);
+    if (r == 0)
+        r = events_new(options->clock, config->limits.stream_buffer, &service->events);
+    if (r == 0)
+        r = values_new(service, &service->values);
     if (r < 0)
         fault_set(ret_fault, r, "no memory for the service");
     if (r == 0)
@@ -1087,6 +1128,8 @@ struct service *service_free(struct service *service)
         request_free(request);
     }
     service->registry = registry_free(service->registry);
+    service->values = values_free(service->values);
+    service->events = events_free(service->events);
     service->rights = rights_free(service->rights);
     service->admission = admission_free(service->admission);
     free(service);

@@ -32,7 +32,7 @@ int service_new(const struct service_options *options, struct service **ret_serv
 struct service *service_free(struct service *service);
 
 /* Descriptors to wait for, each with what to call when it is readable. */
-#define SERVICE_SOURCES 3u
+#define SERVICE_SOURCES 4u
 struct service_source {
     int fd;
     void (*dispatch)(struct service *service);
@@ -41,6 +41,8 @@ void service_sources(struct service *service, struct service_source ret_sources[
 
 /* A connection has come (its hello is done) or gone. */
 struct admission *service_admission(struct service *service);
+/* One was turned away with `busy`. */
+void service_peer_refused(struct service *service, uint32_t uid, const struct refusal *refusal);
 void service_peer_gone(struct service *service, struct peer *peer);
 /* The peer's output went below its bound again: its streams may go on. */
 void service_peer_drained(struct service *service, struct peer *peer);

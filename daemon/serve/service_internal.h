@@ -27,17 +27,20 @@ struct service {
     uint32_t n_requests;
     struct request *standing; /* of them, those that stand (standing.h) */
     uint32_t n_standing;
+    struct events *events;
+    struct values *values;
     struct model_waiters *waiters; /* by entry */
     struct model_waiters unknown;  /* requests for names that a new look may bring */
     uint64_t next_deadline_us;     /* the earliest of those that wait; UINT64_MAX: none */
     uint64_t seed_state;
     uint64_t started_us;
+    uint64_t memory_budget_bytes;
     uint64_t last_beat;
     bool draining;
 };
 
-/* Who has as many holds as allowed may try again after so long. */
-#define HOLD_RETRY_US 1000000u
+/* Who has as many holds or subscriptions as allowed may try again after so long. */
+#define STANDING_RETRY_US 1000000u
 
 static inline uint64_t service_now_us(const struct service *service)
 {
@@ -66,6 +69,11 @@ void question_warm(struct service *service, struct peer *peer, uint64_t id,
                    const struct request_options *options);
 void question_unload(struct service *service, struct peer *peer, uint64_t id,
                      const struct request_options *options);
+/* The items that `models`, `metrics` and `status` consist of, as frames of a buffer. */
+void question_put_model(struct wire_buffer *out, uint64_t id, const struct model_entry *entry);
+void question_put_section(struct service *service, struct wire_buffer *out, uint64_t id,
+                          const char *name);
+void question_put_status(struct service *service, struct wire_buffer *out, uint64_t id);
 /* One progress item of a `warm` that waits. */
 void question_progress(struct request *request, const struct model_entry *entry);
 /* The model that the request names and the user it acts for, or NULL and a refusal sent. */

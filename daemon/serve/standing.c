@@ -1,6 +1,16 @@
 #include "daemon/serve/standing.h"
 
 #include <errno.h>
+#include <string.h>
+
+#include "daemon/serve/events.h"
+#include "daemon/serve/values.h"
+
+/* Subscriptions of a user at once: to events, which share their memory, and to values, each of
+ * which costs copies of every push; and subscriptions to values of all. */
+#define EVENTS_PER_UID 64u
+#define VALUES_PER_UID 8u
+#define VALUES_IN_ALL  64u
 
 /* From now on the request stands. */
 static struct request *stand(struct service *service, struct peer *peer, uint64_t id,
@@ -41,6 +51,10 @@ void standing_leave(struct service *service, struct request *request)
     service->n_standing--;
     if (request->kind == REQUEST_HOLD && request->model)
         registry_release(service->registry, request->model, request->job.uid);
+    else if (request->reader && request->values)
+        values_unsubscribe(service->values, request);
+    else if (request->reader)
+        events_unsubscribe(service->events, request);
 }
 
 static void end_with(struct service *service, struct request *request, enum wire_code code,
@@ -87,7 +101,7 @@ void standing_hold(struct service *service, struct peer *peer, uint64_t id,
     if (r < 0) {
         struct refusal refusal;
         refusal_set(&refusal, hold_code(r), NULL, "%s", fault.text);
-        refusal.retry_after_us = HOLD_RETRY_US;
+        refusal.retry_after_us = STANDING_RETRY_US;
         service_refuse(service, peer, id, &refusal);
         service_remove_request(service, request);
         return;
@@ -167,6 +181,61 @@ void standing_looked(struct service *service)
         reply_done(request->peer, request->key.id);
         service_remove_request(service, request);
     }
+}
+
+/* ---- subscriptions ---- */
+
+static bool has_subscription_left(const struct service *service, uint32_t uid, bool values)
+{
+    uint32_t n = 0, in_all = 0;
+
+    for (const struct request *r = service->standing; r; r = r->model_next) {
+        if (r->kind != REQUEST_SUBSCRIBE || r->values != values)
+            continue;
+        n += r->job.uid == uid;
+        in_all++;
+    }
+    return values ? n < VALUES_PER_UID && in_all < VALUES_IN_ALL : n < EVENTS_PER_UID;
+}
+
+void standing_subscribe(struct service *service, struct peer *peer, uint64_t id,
+                        const struct request_options *options)
+{
+    uint32_t uid = options->on_behalf ? options->uid : peer->uid;
+    bool values = strcmp(options->name, "values") == 0;
+    struct refusal refusal;
+    struct request *request;
+    int r;
+
+    if (!values && options->name[0] && strcmp(options->name, "events") != 0) {
+        refusal_set(&refusal, CODE_BAD_REQUEST, "name", "name: expected events or values");
+        reply_refusal(peer, id, &refusal);
+        return;
+    }
+    if (!has_subscription_left(service, uid, values)) {
+        refusal_set(&refusal, CODE_BUSY, NULL, "too many subscriptions; end one");
+        refusal.retry_after_us = STANDING_RETRY_US;
+        service_refuse(service, peer, id, &refusal);
+        return;
+    }
+    request = stand(service, peer, id, REQUEST_SUBSCRIBE, uid);
+    if (!request)
+        return;
+    request->values = values;
+    r = values ? values_subscribe(service->values, request)
+               : events_subscribe(service->events, request, service_state(service));
+    if (r < 0)
+        end_with(service, request, CODE_NO_MEMORY, "no memory for a subscription");
+}
+
+void standing_resume(struct service *service, struct request *request)
+{
+    if (!request->reader)
+        return;
+    if (request->values)
+        values_resume(service->values, request);
+    else
+        events_resume(service->events, request);
 }
 
 /* ---- the end ---- */

@@ -1,8 +1,8 @@
 /* Requests that stand: holds, reloads and subscriptions, from their acknowledgement to their end.
  *
  * They are live requests like any other (one id, one end, `cancel`), but nothing runs for them and
- * nobody waits for their end: they count neither as work that a drain waits for nor, holds apart, as
- * activity. Hides their list. Thread: the reactor. */
+ * nobody waits for their end: they count neither as work that a drain waits for nor, holds apart,
+ * as activity. Hides their list. Thread: the reactor. */
 #ifndef HEARTH_SERVE_STANDING_H
 #define HEARTH_SERVE_STANDING_H
 
@@ -12,10 +12,14 @@ void standing_hold(struct service *service, struct peer *peer, uint64_t id,
                    const struct request_options *options);
 void standing_reload(struct service *service, struct peer *peer, uint64_t id,
                      const struct request_options *options);
+void standing_subscribe(struct service *service, struct peer *peer, uint64_t id,
+                        const struct request_options *options);
 
+/* The connection of a subscription has room again. */
+void standing_resume(struct service *service, struct request *request);
 /* Takes one that ends off the list and lets go of what it has; service_remove_request() does it. */
 void standing_leave(struct service *service, struct request *request);
-/* The model is lost to its holds. */
+/* The model is lost to its holds: they end. */
 void standing_lost(struct service *service, const struct model_entry *entry, enum wire_code code,
                    const char *sentence);
 /* A look through the directories is over. */
