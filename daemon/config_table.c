@@ -97,9 +97,10 @@ const struct config_key config_keys[] = {
      .sentence = "With max_delay: a step waits until this many are ready."},
     {"batching.max_delay", KIND_DURATION, AT(batching.max_delay_us), .max = S, .text = "0us",
      .sentence = "Longest that an idle engine waits for more to join; 0us: it never waits."},
-    {"batching.adaptive", KIND_DURATION, AT(batching.adaptive_us), .later = true, .max = 60 * S, .zero = "off",
+    {"batching.adaptive", KIND_DURATION, AT(batching.adaptive_us), .max = 60 * S, .zero = "off",
      .text = "off",
-     .sentence = "A latency to aim at: chunk time and batch size are steered to it."},
+     .sentence = "Time of a step to aim at: the tokens of prompts and the sequences in it are "
+                 "steered to that, within max_batch and engine.chunk_target."},
     {"batching.preserve_order", KIND_FLAG, AT(batching.preserve_order), .later = true, .text = "no",
      .sentence = "Whether a connection's answers complete in the order of its requests."},
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/serve/adaptive.h"
 #include "daemon/serve/deadlines.h"
 #include "lib/cleanup.h"
 
@@ -55,6 +56,7 @@ struct lane {
     struct job_list running, held;
     uint32_t n_waiting, n_jobs;
     double us_per_column;
+    struct adaptive adaptive;
     bool open;
     bool starved;      /* nothing could be composed: KV memory is out until something leaves */
     bool kept_waiting; /* the next step has waited for company */
@@ -73,7 +75,9 @@ struct batcher {
     uint32_t n_denied; /* shares that have been denied memory */
     uint32_t n_waiting, n_running, n_parked, n_held;
     uint64_t held_ever;
-    bool engine_idle; /* nothing could be done when it was last asked for */
+    uint64_t n_narrowed, n_widened; /* widths of lanes that are gone */
+    const struct lane *last;        /* whose step was closed last; NULL: none, or it is gone */
+    bool engine_idle;               /* nothing could be done when it was last asked for */
 };
 
 /* ---- lists ---- */
@@ -266,6 +270,9 @@ int lane_new(struct batcher *batcher, void *subject, struct lane **ret_lane)
     lane->batcher = batcher;
     lane->subject = subject;
     lane->us_per_column = FIRST_US_PER_COLUMN;
+    adaptive_init(&lane->adaptive, batcher->options.adaptive_us,
+                  MIN(MIN_CHUNK_COLUMNS, batcher->options.max_columns),
+                  batcher->options.max_columns);
     lane->next = batcher->lanes;
     batcher->lanes = lane;
     *ret_lane = lane;
@@ -282,6 +289,10 @@ struct lane *lane_free(struct lane *lane)
     for (at = &lane->batcher->lanes; *at != lane; at = &(*at)->next)
         ;
     *at = lane->next;
+    lane->batcher->n_narrowed += lane->adaptive.n_narrowed;
+    lane->batcher->n_widened += lane->adaptive.n_widened;
+    if (lane->batcher->last == lane)
+        lane->batcher->last = NULL;
     while (lane->shares) {
         struct share *share = lane->shares;
         lane->shares = share->next;
@@ -527,6 +538,12 @@ static void job_refuse(struct batcher *batcher, struct job *job)
     list_append(&batcher->refused, job);
 }
 
+/* Jobs that may run at once. */
+static uint32_t places(const struct lane *lane)
+{
+    return MIN(lane->batcher->options.max_batch, lane->adaptive.width);
+}
+
 /* Lets waiting jobs join while there are places and KV memory. While it picks, each pick is charged
  * its predicted cost, so that the places of one step are shared fairly too. */
 static void join_waiting(struct batcher *batcher, struct lane *lane, uint64_t now_us)
@@ -535,7 +552,7 @@ static void join_waiting(struct batcher *batcher, struct lane *lane, uint64_t no
 
     for (struct share *share = lane->shares; share; share = share->next)
         share->passed_over = false;
-    while (lane->running.n < batcher->options.max_batch && (job = next_waiting(lane))) {
+    while (lane->running.n < places(lane) && (job = next_waiting(lane))) {
         int r = admit(batcher, job, now_us);
         if (r == -EAGAIN)
             continue;
@@ -614,8 +631,7 @@ static uint32_t column_budget(const struct batcher *batcher, const struct lane *
 
     if (columns < MIN_CHUNK_COLUMNS)
         columns = MIN_CHUNK_COLUMNS;
-    return columns < batcher->options.max_columns ? (uint32_t)columns
-                                                  : batcher->options.max_columns;
+    return columns < lane->adaptive.width ? (uint32_t)columns : lane->adaptive.width;
 }
 
 static void batch_put(struct batch *batch, struct job *job, uint32_t chunk)
@@ -713,7 +729,7 @@ static enum batch_reason step_reason(struct batcher *batcher, struct lane *lane,
     bool was_idle = batcher->engine_idle, kept_waiting = lane->kept_waiting;
 
     batcher->engine_idle = lane->kept_waiting = false;
-    if (lane->running.n >= batcher->options.max_batch)
+    if (lane->running.n >= places(lane))
         return BATCH_FULL;
     if (kept_waiting)
         return waiting >= batcher->options.min_batch ? BATCH_MIN_BATCH : lane->company;
@@ -818,6 +834,8 @@ void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us)
     double per_column = (double)us / batch->n_columns;
 
     assert(lane->open);
+    batcher->last = lane;
+    adaptive_note(&lane->adaptive, batch->n_columns, us);
     lane->us_per_column += AVERAGE_WEIGHT * (per_column - lane->us_per_column);
     if (lane->us_per_column < 0.01)
         lane->us_per_column = 0.01;
@@ -882,4 +900,17 @@ uint32_t batcher_n_held(const struct batcher *batcher)
 uint64_t batcher_held_ever(const struct batcher *batcher)
 {
     return batcher->held_ever;
+}
+
+uint32_t batcher_width(const struct batcher *batcher, uint64_t *ret_narrowed, uint64_t *ret_widened)
+{
+    uint64_t narrowed = batcher->n_narrowed, widened = batcher->n_widened;
+
+    for (const struct lane *lane = batcher->lanes; lane; lane = lane->next) {
+        narrowed += lane->adaptive.n_narrowed;
+        widened += lane->adaptive.n_widened;
+    }
+    *ret_narrowed = narrowed;
+    *ret_widened = widened;
+    return batcher->last ? batcher->last->adaptive.width : batcher->options.max_columns;
 }

@@ -64,6 +64,7 @@ struct batcher_options {
     uint64_t max_delay_us;
     uint64_t chunk_target_us; /* bound of a step by predicted time */
     uint32_t max_columns;     /* bound of a step by the engine's memory */
+    uint64_t adaptive_us;     /* a step's time to aim at; 0: none. See adaptive.h */
     /* Gives a job its KV memory, and sets its `fed` where a beginning is there already: 0, -EAGAIN
      * (not now), -EBUSY (another job, running in its lane, computes what it could have: it is held
      * until `ready` says so), -EDQUOT (not now: its user has all he may have), or another error,
@@ -153,5 +154,8 @@ uint32_t batcher_n_parked(const struct batcher *batcher);
 /* Of those that wait, the held ones; and how often a job has been held so far. */
 uint32_t batcher_n_held(const struct batcher *batcher);
 uint64_t batcher_held_ever(const struct batcher *batcher);
+/* Columns that the lane which ran last may have in a step, and how often a lane's were changed. */
+uint32_t batcher_width(const struct batcher *batcher, uint64_t *ret_narrowed,
+                       uint64_t *ret_widened);
 
 #endif

@@ -211,6 +211,7 @@ static void publish_gauges(struct runner *runner)
     struct metrics *metrics = runner->options.metrics;
     struct engine_kv_stats kv;
     struct pressure_stats held;
+    uint64_t narrowed, widened;
 
     engine_kv_stats(runner->engine, &kv);
     metrics_set(metrics, M_KV_USED, kv.used_bytes);
@@ -225,6 +226,9 @@ static void publish_gauges(struct runner *runner)
     metrics_set(metrics, M_WAITING, batcher_n_waiting(runner->batcher));
     metrics_set(metrics, M_HELD, batcher_n_held(runner->batcher));
     metrics_set(metrics, M_HELD_EVER, batcher_held_ever(runner->batcher));
+    metrics_set(metrics, M_STEP_WIDTH, batcher_width(runner->batcher, &narrowed, &widened));
+    metrics_set(metrics, M_NARROWED, narrowed);
+    metrics_set(metrics, M_WIDENED, widened);
 }
 
 static void account_busy(struct runner *runner, uint64_t now)
@@ -838,6 +842,7 @@ int runner_new(const struct runner_options *options, struct runner **ret_runner,
         .max_delay_us = options->max_delay_us,
         .chunk_target_us = options->chunk_target_us,
         .max_columns = ENGINE_MAX_COLUMNS,
+        .adaptive_us = options->adaptive_us,
         .admit = admit_kv,
         .ready = prefix_ready,
         .grow = grow_kv,

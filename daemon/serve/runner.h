@@ -34,6 +34,7 @@ struct runner_options {
     struct engine_options engine;
     uint32_t max_batch, min_batch;
     uint64_t max_delay_us, chunk_target_us;
+    uint64_t adaptive_us; /* a step's time to aim at; 0: none */
     uint64_t kv_per_uid_bytes, park_timeout_us;
     bool prefix_cache;   /* keep and share the beginnings of texts */
     bool share_with_all; /* of all users; else each user's own */

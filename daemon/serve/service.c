@@ -1030,6 +1030,7 @@ static int new_runner(struct service *service, uint64_t budget_bytes, struct fau
         .max_batch = config->batching.enabled ? config->batching.max_batch : 1,
         .min_batch = config->batching.min_batch,
         .max_delay_us = config->batching.max_delay_us,
+        .adaptive_us = config->batching.adaptive_us,
         .chunk_target_us = config->engine.chunk_target_us,
         .kv_per_uid_bytes = config_size_of(config->engine.kv_per_uid, kv_bytes),
         .park_timeout_us = config->streaming.park_timeout_us,

@@ -44,3 +44,17 @@ def a_step_waits_for_company_no_longer_than_max_delay(t):
             expect(c.replies(request)[-1].type == "DONE", "in company")
     steps = {r: d.metric(f"steps_{r}_total") for r in REASONS}
     expect(d.metric("steps_total") == 2 and steps["idle"] + steps["min_batch"] == 1, f"{steps}")
+
+
+@test
+def adaptive_narrows_steps_and_changes_no_text(t):
+    d = ready_daemon(t, config="batching: {adaptive: 1us}\n")  # no step is that short
+    with d.client() as c:
+        alone = text_of(c.ask("COMPLETE", ("MODEL", "made"), ("PROMPT", "a dog"), *ONE,
+                              ("MAX_TOKENS", 40)))
+        ids = [c.request("COMPLETE", ("MODEL", "made"), ("PROMPT", "a dog"), *ONE,
+                         ("MAX_TOKENS", 40)) for _ in range(40)]
+        for request in ids:
+            expect(text_of(c.replies(request)) == alone, "the text is another one")
+    expect(d.metric("step_width") == 16 and d.metric("step_narrowed_total") > 0,
+           f"{d.metric('step_width')}")
