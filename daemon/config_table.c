@@ -108,7 +108,7 @@ const struct config_key config_keys[] = {
      .sentence = "Whether text is sent as it comes; `no` sends it at the end."},
     {"streaming.credit", KIND_SIZE, AT(streaming.credit), .min = 256, .max = 16 * MIB,
      .text = "64KiB", .sentence = "Bytes of text a reader takes at first without saying so."},
-    {"streaming.park_timeout", KIND_DURATION, AT(streaming.park_timeout_us), .later = true, .max = DAY,
+    {"streaming.park_timeout", KIND_DURATION, AT(streaming.park_timeout_us), .max = DAY,
      .text = "30s",
      .sentence = "After this long without credit a stream no longer counts as use of "
                  "its model."},

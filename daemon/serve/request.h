@@ -38,6 +38,7 @@ enum request_stage {
     STAGE_LOADING,    /* waits for its model */
     STAGE_TOKENIZING, /* its text is with the tokenizer thread */
     STAGE_ENGINE,     /* lent to the engine thread */
+    STAGE_ASLEEP,     /* its reader is away, and the engine thread has handed it back */
     STAGE_STANDING,   /* stays until something happens: a hold, a reload, a subscription */
 };
 
@@ -56,15 +57,17 @@ struct request {
     struct request *peer_previous, *peer_next;   /* the client's live requests */
     struct request *model_previous, *model_next; /* those that wait for the model, or that stand */
     struct account_entry *account;               /* the uid's */
-    struct model_entry *model;                   /* counted in its in_use */
+    struct model_entry *model;                   /* counted in its in_use; NULL: none now */
     enum request_kind kind;
     enum request_stage stage;
     bool cancelled;         /* its client asked for the end, or is gone */
     bool expelled;          /* its end was asked for by the daemon */
-    char *wanted_name;      /* of a model that was not known on arrival; NULL else */
+    char *wanted_name;      /* of a model not known on arrival, or let go of; NULL else */
     bool first_sent;        /* the first `tokens` frame has gone */
     uint32_t messages_sent; /* to the engine thread */
-    uint32_t late;          /* RUNNER_LATE events still to come before it can be freed */
+    uint32_t late;          /* of these, answered by RUNNER_LATE */
+    bool over;              /* freed once all of them are answered */
+    uint32_t n_counted;     /* generated tokens that its model was told of */
     uint64_t keep_alive_us; /* wished for; 0: nothing */
     uint64_t look;          /* reload: the number of the one it waits for */
     void *reader;           /* of a subscription: the place it has among the readers */
@@ -97,7 +100,7 @@ struct request {
     enum wire_code code;
     const char *option;      /* the option that the error is about; NULL: none */
     char *sentence;          /* malloc'd; NULL: the code alone (out of memory) */
-    uint32_t messages_taken; /* until it was handed back */
+    uint32_t messages_taken; /* while it was lent */
     bool handed_back;
     bool ended; /* nothing more is computed; text may still wait for credit */
 

@@ -20,9 +20,9 @@
 /* How often, while busy, CPU and run-queue delay are read. */
 #define ACCOUNT_EVERY_US 100000u
 
-/* Messages of one request that can wait at once: submit, cancel and one unpark, with a reserve; and
- * room for those of models. */
-#define MESSAGES_PER_REQUEST 4u
+/* Messages of one request that can wait at once: submit, two cancels and one unpark, one unpark
+ * from before it fell asleep, with a reserve; and room for those of models. */
+#define MESSAGES_PER_REQUEST 6u
 #define MESSAGES_OF_MODELS   4096u
 
 /* Ids are kept for the whole life of a request; room for so many more at a time. */
@@ -269,13 +269,20 @@ static void set_busy(struct runner *runner, bool busy, uint64_t now)
 /* ---- requests ---- */
 
 /* The request is the reactor's from here on. */
-static void hand_back(struct runner *runner, struct request *request)
+static void hand_back(struct runner *runner, struct request *request, enum runner_event event)
 {
-    request->ended_us = now_us(runner);
+    pressure_unpark(runner->pressure, request);
     request->handed_back = true;
     request->runner_model->n_requests--;
     runner->n_requests--;
-    outbox_note(runner->outbox, RUNNER_ENDED, request);
+    outbox_note(runner->outbox, event, request);
+}
+
+/* Its stream has no room: it waits for its reader, from now on. */
+static void park(struct runner *runner, struct request *request)
+{
+    pressure_unpark(runner->pressure, request);
+    pressure_park(runner->pressure, request);
 }
 
 /* Moves the text that may go into the outbox, and hands the request back when that was all. True:
@@ -299,10 +306,13 @@ static bool pump(struct runner *runner, struct request *request)
     if (!request->ended)
         return moved;
     if (request->reason == END_ERROR || request->reason == END_CANCELLED ||
-        stream_drained(&request->stream))
-        hand_back(runner, request);
-    else
+        stream_drained(&request->stream)) {
+        request->ended_us = now_us(runner);
+        hand_back(runner, request, RUNNER_ENDED);
+    } else {
         stream_may_run(&request->stream); /* marks it parked: its reader's credit moves it on */
+        park(runner, request);
+    }
     return moved;
 }
 
@@ -384,12 +394,14 @@ static void take_submit(struct runner *runner, struct request *request)
     struct job *job = &request->job;
     int r;
 
+    request->handed_back = false;
     runner->n_requests++;
     request->runner_model->n_requests++;
     job->lane = request->runner_model->lane;
     job->known = request->n_ids;
-    job->arrived_us = now_us(runner);
-    r = request->runner_model->lane ? batcher_add(runner->batcher, job, job->arrived_us) : -ENOMEM;
+    if (job->arrived_us == 0)
+        job->arrived_us = now_us(runner);
+    r = request->runner_model->lane ? batcher_add(runner->batcher, job, now_us(runner)) : -ENOMEM;
     if (r < 0) {
         request_fail(request, CODE_NO_MEMORY, "no memory for another request");
         finish(runner, request);
@@ -414,11 +426,13 @@ static void take_unpark(struct runner *runner, struct request *request)
 {
     /* Text that comes out now had to wait for credit. */
     metrics_add(runner->options.metrics, M_FRAMES_WAITED, pump(runner, request));
-    if (request->handed_back)
+    if (request->handed_back || request->ended)
         return;
-    if (!request->ended && stream_may_run(&request->stream)) {
+    if (stream_may_run(&request->stream)) {
         pressure_unpark(runner->pressure, request);
         batcher_unpark(runner->batcher, &request->job, now_us(runner));
+    } else if (request->job.state == JOB_PARKED) {
+        park(runner, request);
     }
 }
 
@@ -641,7 +655,7 @@ static void take_row(struct runner *runner, struct request *request, struct step
     if (!stream_may_run(&request->stream)) {
         metrics_add(runner->options.metrics, M_PARKS, 1);
         batcher_park(runner->batcher, &request->job);
-        pressure_park(runner->pressure, request);
+        park(runner, request);
     }
 }
 
@@ -672,6 +686,20 @@ static void refuse_and_expire(struct runner *runner, uint64_t now)
     }
 }
 
+/* Hands back those whose readers have been away for long; when there may be one next. */
+static uint64_t put_to_sleep(struct runner *runner, uint64_t now)
+{
+    struct request *request;
+    uint64_t next_us;
+
+    while ((request = pressure_overdue(runner->pressure, now, &next_us))) {
+        pressure_end(runner->pressure, request);
+        batcher_remove(runner->batcher, &request->job);
+        hand_back(runner, request, RUNNER_ASLEEP);
+    }
+    return next_us;
+}
+
 /* One slice of the lane's step, which is composed and begun where none is open. */
 static void work(struct runner *runner, struct lane *lane, uint64_t now)
 {
@@ -700,7 +728,7 @@ static void take_about(struct runner *runner, const struct message *message)
 {
     struct request *request = message->subject;
 
-    if (request->handed_back) {
+    if (request->handed_back && message->kind != MESSAGE_SUBMIT) {
         outbox_note(runner->outbox, RUNNER_LATE, request);
         return;
     }
@@ -757,7 +785,7 @@ static void *runner_main(void *argument)
     pthread_setname_np(pthread_self(), "hearth-engine");
     runner->schedstat_fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
     for (;;) {
-        uint64_t now, wake_us;
+        uint64_t now, wake_us, sleep_us;
         struct lane *lane;
         atomic_fetch_add_explicit(&runner->beat, 1, memory_order_relaxed);
         take_inbox(runner);
@@ -765,6 +793,7 @@ static void *runner_main(void *argument)
             break;
         now = now_us(runner);
         refuse_and_expire(runner, now);
+        sleep_us = put_to_sleep(runner, now);
         lane = batcher_pick(runner->batcher, now, &wake_us);
         if (lane) {
             set_busy(runner, true, now);
@@ -774,7 +803,7 @@ static void *runner_main(void *argument)
             bool flushed;
             publish_gauges(runner);
             flushed = outbox_flush(runner->outbox);
-            wait_for_work(runner, now, wake_us, flushed);
+            wait_for_work(runner, now, MIN(wake_us, sleep_us), flushed);
         }
     }
     if (runner->schedstat_fd >= 0)

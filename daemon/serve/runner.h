@@ -2,7 +2,7 @@
  *
  * Takes requests from the reactor, lets the batcher compose steps, has the engine compute them
  * slice by slice, samples, and puts text and endings into the outbox. Owns every sequence and all
- * KV memory; a request is its own from runner_submit() to the RUNNER_ENDED event.
+ * KV memory; a request is its own from runner_submit() to the RUNNER_ENDED or RUNNER_ASLEEP event.
  *
  * Hides the thread, its inbox and the order of work inside it.
  * Threads: all functions here are the reactor's, but for runner_beat(), which is anybody's. */
@@ -25,7 +25,8 @@ struct runner_model; /* a model as the engine thread knows it */
 enum runner_event {
     RUNNER_TEXT,    /* subject: the request */
     RUNNER_ENDED,   /* subject: the request, which is the reactor's again */
-    RUNNER_LATE,    /* subject: one that ended; a message about it came too late */
+    RUNNER_ASLEEP,  /* subject: one parked for park_timeout, which is the reactor's again */
+    RUNNER_LATE,    /* subject: one handed back; a message about it came too late */
     RUNNER_WARMED,  /* subject: the runner_model; see runner_model_error() */
     RUNNER_REMOVED, /* subject: the runner_model, to be freed by runner_model_free() */
 };
@@ -65,7 +66,7 @@ const char *runner_model_error(const struct runner_model *model);
 /* After RUNNER_REMOVED; the model itself stays the caller's. Returns NULL. */
 struct runner_model *runner_model_free(struct runner_model *model);
 
-/* Lends a request whose ids, model and stream are set. -ENOBUFS. */
+/* Lends a request whose ids, model and stream are set, or again one that was asleep. -ENOBUFS. */
 int runner_submit(struct runner *runner, struct request *request);
 /* Asks for its end before the next step, once with each code; RUNNER_ENDED comes all the same.
  * CODE_CANCELLED: its own client's wish, the reason of its `done`; another code: its error. */

@@ -8,6 +8,7 @@
 #include <sys/random.h>
 
 #include "daemon/log.h"
+#include "daemon/serve/asleep.h"
 #include "daemon/serve/events.h"
 #include "daemon/serve/service_internal.h"
 #include "daemon/serve/standing.h"
@@ -154,6 +155,15 @@ static void retire(struct service *service, struct request *request)
     admission_leave(service->admission, request->account);
 }
 
+/* Frees it, now or with the last answer to messages that came too late for it. */
+static void release(struct request *request)
+{
+    if (request->messages_sent == request->messages_taken + request->late)
+        request_free(request);
+    else
+        request->over = true;
+}
+
 void service_remove_request(struct service *service, struct request *request)
 {
     if (request->stage == STAGE_LOADING)
@@ -161,7 +171,7 @@ void service_remove_request(struct service *service, struct request *request)
     else if (request->stage == STAGE_STANDING)
         standing_leave(service, request);
     retire(service, request);
-    request_free(request);
+    release(request);
 }
 
 /* ---- endings ---- */
@@ -207,20 +217,32 @@ static void reply_vector(const struct request *request)
     reply_end(request->peer);
 }
 
-/* The request has been with its model (registry_use() was called): tells how it ended. */
-static void end_used(struct service *service, struct request *request)
+void service_unuse_model(struct service *service, struct request *request)
 {
     struct model_entry *entry = request->model;
+    uint32_t n_generated = request->n_ids - request->n_prompt;
 
-    entry->tokens += request->n_ids - request->n_prompt;
+    entry->tokens += n_generated - request->n_counted;
+    request->n_counted = n_generated;
+    request->model = NULL;
+    registry_unuse(service->registry, entry, request->job.uid, request->keep_alive_us);
+}
+
+/* The request has been with its model (registry_use() was called): tells how it ended. */
+void service_end(struct service *service, struct request *request)
+{
+    uint64_t fingerprint = request->model ? request->model->fingerprint : request->fingerprint;
+
     if (request->reason == END_ERROR && request->code == CODE_BUSY && request->sentence)
         events_busy(service->events, request->job.uid, request->sentence);
     if (request->kind == REQUEST_EMBED)
         reply_vector(request);
-    reply_ended(request, service->options.kernels->name, entry->fingerprint);
+    reply_ended(request, service->options.kernels->name, fingerprint);
     count_ending(service, request);
     retire(service, request);
-    registry_unuse(service->registry, entry, request->job.uid, request->keep_alive_us);
+    if (request->model)
+        service_unuse_model(service, request);
+    release(request);
 }
 
 static void reply_ids(const struct request *request)
@@ -240,8 +262,7 @@ static void end_unstarted(struct service *service, struct request *request)
     request->ended_us = service_now_us(service);
     if (request->kind == REQUEST_TOKENIZE)
         reply_ids(request);
-    end_used(service, request);
-    request_free(request);
+    service_end(service, request);
 }
 
 /* ---- on to the engine ---- */
@@ -278,7 +299,8 @@ static void have_ids(struct service *service, struct request *request)
     }
     request->stage = STAGE_ENGINE;
     request->runner_model = request->model->attachment;
-    request->submitted_us = service_now_us(service);
+    if (request->submitted_us == 0)
+        request->submitted_us = service_now_us(service);
     if (runner_submit(service->runner, request) < 0) {
         request_fail(request, CODE_BUSY, "the engine's queue is full; try again shortly");
         end_unstarted(service, request);
@@ -293,7 +315,8 @@ static void on_tokenized(void *userdata, struct request *request)
 /* The model is ready. */
 static void start(struct service *service, struct request *request)
 {
-    request->ready_us = service_now_us(service);
+    if (request->ready_us == 0)
+        request->ready_us = service_now_us(service);
     registry_use(service->registry, request->model, request->job.uid);
     request->stage = STAGE_TOKENIZING;
     if (request->has_fingerprint && request->fingerprint != request->model->fingerprint) {
@@ -473,6 +496,10 @@ static void expel(struct service *service, const struct model_entry *entry)
         else if (request->stage == STAGE_TOKENIZING)
             request->cancelled = true;
         request->expelled = true;
+        if (request->stage == STAGE_ASLEEP) {
+            request_fail(request, CODE_SHUTTING_DOWN, "the daemon is shutting down");
+            asleep_end(service, request);
+        }
     }
 }
 
@@ -494,12 +521,10 @@ static void count_preload(struct service *service, struct model_entry *entry)
     metrics_add(metrics, M_PRELOAD_HITS, entry->state == MODEL_READY);
 }
 
-static void want_model(struct service *service, struct request *request, struct model_entry *entry)
+void service_want_model(struct service *service, struct request *request, struct model_entry *entry)
 {
-    int r;
+    int r = registry_want(service->registry, entry, LOAD_INTERACTIVE, false);
 
-    count_preload(service, entry);
-    r = registry_want(service->registry, entry, LOAD_INTERACTIVE, false);
     if (r < 0) {
         reply_error(request->peer, request->key.id, entry->code, "%s", entry->error);
         metrics_add(service->options.metrics, M_GENERATIONS_FAILED, 1);
@@ -512,6 +537,12 @@ static void want_model(struct service *service, struct request *request, struct 
         return;
     }
     service_wait_for(service, request, entry);
+}
+
+static void want_model(struct service *service, struct request *request, struct model_entry *entry)
+{
+    count_preload(service, entry);
+    service_want_model(service, request, entry);
 }
 
 /* The name is not known; a look through the directories may bring it. */
@@ -648,15 +679,28 @@ static void cancel(struct service *service, struct request *request)
             reply_end(request->peer);
         }
         service_remove_request(service, request);
+    } else if (request->stage == STAGE_ASLEEP) {
+        metrics_add(service->options.metrics, M_CANCELLED, 1);
+        request->reason = END_CANCELLED;
+        asleep_end(service, request);
     }
     /* STAGE_TOKENIZING: have_ids() sees it */
+}
+
+/* Its parked stream was granted room. */
+static void unpark(struct service *service, struct request *request)
+{
+    if (request->stage == STAGE_ENGINE)
+        runner_unpark(service->runner, request);
+    else if (request->stage == STAGE_ASLEEP)
+        asleep_stir(service, request);
 }
 
 static void credit(struct service *service, struct request *request,
                    const struct request_options *options)
 {
-    if (stream_grant(&request->stream, options->credit) && request->stage == STAGE_ENGINE)
-        runner_unpark(service->runner, request);
+    if (stream_grant(&request->stream, options->credit))
+        unpark(service, request);
 }
 
 void service_peer_refused(struct service *service, uint32_t uid, const struct refusal *refusal)
@@ -677,6 +721,10 @@ void service_peer_gone(struct service *service, struct peer *peer)
             continue;
         }
         leave_peer(request);
+        if (request->stage == STAGE_ASLEEP) {
+            cancel(service, request);
+            continue;
+        }
         if (request->stage == STAGE_ENGINE && !request->cancelled)
             runner_cancel(service->runner, request, CODE_CANCELLED);
         request->cancelled = true;
@@ -690,11 +738,13 @@ void service_peer_gone(struct service *service, struct peer *peer)
 void service_peer_drained(struct service *service, struct peer *peer)
 {
     peer->congested = false;
-    for (struct request *r = peer->requests; r; r = r->peer_next)
+    for (struct request *r = peer->requests, *next; r; r = next) {
+        next = r->peer_next; /* one that was asleep may end */
         if (r->stage == STAGE_STANDING)
             standing_resume(service, r);
-        else if (stream_delivered(&r->stream, 0, true) && r->stage == STAGE_ENGINE)
-            runner_unpark(service->runner, r);
+        else if (stream_delivered(&r->stream, 0, true))
+            unpark(service, r);
+    }
 }
 
 /* ---- frames ---- */
@@ -809,7 +859,7 @@ int service_frame(struct service *service, struct peer *peer, const struct wire_
 
 /* ---- news from the other threads ---- */
 
-static void on_text(struct service *service, struct request *request, const char *text, size_t len)
+bool service_text(struct service *service, struct request *request, const char *text, size_t len)
 {
     struct metrics *metrics = service->options.metrics;
     struct peer *peer = request->peer;
@@ -817,28 +867,27 @@ static void on_text(struct service *service, struct request *request, const char
 
     metrics_add(metrics, M_STREAM_BYTES, len);
     if (peer) {
-        bool own = reply_tokens(request, text, len, service->options.kernels->name,
-                                request->model->fingerprint);
+        bool own = reply_tokens(
+            request, text, len, service->options.kernels->name,
+            request->model ? request->model->fingerprint : request->fingerprint);
         metrics_add(metrics, M_FRAMES, own);
         room = peer_unsent(peer) < service->options.config->limits.stream_buffer;
         peer->congested |= !room;
     }
-    if (stream_delivered(&request->stream, len, room))
-        runner_unpark(service->runner, request);
+    return stream_delivered(&request->stream, len, room);
 }
 
-static void on_ended(struct service *service, struct request *request)
+static void on_text(struct service *service, struct request *request, const char *text, size_t len)
 {
-    request->late = request->messages_sent - request->messages_taken;
-    end_used(service, request);
-    if (request->late == 0)
-        request_free(request);
+    if (service_text(service, request, text, len))
+        runner_unpark(service->runner, request);
 }
 
 static void on_late(struct request *request)
 {
-    if (--request->late == 0)
-        request_free(request);
+    request->late++;
+    if (request->over)
+        release(request);
 }
 
 static void on_warmed(struct service *service, struct runner_model *rm)
@@ -879,7 +928,8 @@ static void dispatch_outbox(struct service *service)
         case RUNNER_TEXT:
             on_text(service, event->subject, batch->text + event->text_at, event->text_bytes);
             break;
-        case RUNNER_ENDED: on_ended(service, event->subject); break;
+        case RUNNER_ENDED: service_end(service, event->subject); break;
+        case RUNNER_ASLEEP: asleep_begin(service, event->subject); break;
         case RUNNER_LATE: on_late(event->subject); break;
         case RUNNER_WARMED: on_warmed(service, event->subject); break;
         case RUNNER_REMOVED: on_removed(service, event->subject); break;
@@ -922,9 +972,13 @@ static void expire_waiting(struct service *service, uint64_t now)
         return;
     service->next_deadline_us = UINT64_MAX;
     HASH_ITER (hh, service->requests, request, next) {
-        if (request->stage != STAGE_LOADING || !request->job.deadline_us)
+        if (!request->job.deadline_us ||
+            (request->stage != STAGE_LOADING && request->stage != STAGE_ASLEEP))
             continue;
-        if (request->job.deadline_us <= now)
+        if (request->job.deadline_us <= now && request->stage == STAGE_ASLEEP) {
+            request_fail(request, CODE_DEADLINE, "the deadline passed before the end");
+            asleep_end(service, request);
+        } else if (request->job.deadline_us <= now)
             refuse_waiting(service, request, CODE_DEADLINE,
                            "the deadline passed while the model was being loaded");
         else

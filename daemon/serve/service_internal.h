@@ -27,6 +27,7 @@ struct service {
     uint32_t n_requests;
     struct request *standing; /* of them, those that stand (standing.h) */
     uint32_t n_standing;
+    uint32_t n_asleep;             /* of them, those that are asleep (asleep.h) */
     struct events *events;
     struct values *values;
     struct model_waiters *waiters; /* by entry */
@@ -58,6 +59,16 @@ struct request *service_add_request(struct service *service, struct peer *peer, 
 void service_remove_request(struct service *service, struct request *request);
 /* Lets it wait for its model. */
 void service_wait_for(struct service *service, struct request *request, struct model_entry *entry);
+
+/* Brings it to its model, which is loaded where it is not. */
+void service_want_model(struct service *service, struct request *request,
+                        struct model_entry *entry);
+/* Text of the request goes to its client. True: a parked stream may go on. */
+bool service_text(struct service *service, struct request *request, const char *text, size_t len);
+/* Its model counts it as a use no longer. */
+void service_unuse_model(struct service *service, struct request *request);
+/* Tells its client how it ended, and frees it once nobody knows it any more. */
+void service_end(struct service *service, struct request *request);
 
 /* Requests that are answered from what is known (questions.c); the options are parsed. */
 void question_models(struct service *service, struct peer *peer, uint64_t id,

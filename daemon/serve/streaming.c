@@ -235,7 +235,7 @@ void stream_consume(struct stream *stream, size_t len)
 
 static bool has_room(const struct stream *stream)
 {
-    if (stream->whole && stream->len < stream->buffer_bytes)
+    if (stream->whole && !stream->finished && stream->len < stream->buffer_bytes)
         return true;
     return stream->ready == 0 && atomic_load(&stream->window) > stream->taken_bytes;
 }

@@ -84,6 +84,14 @@ static void submit(struct world *world)
         runner_unpark(world->runner, request);
 }
 
+/* Frees it once all messages about it are answered. */
+static void release(struct request *request)
+{
+    request->over = true;
+    if (request->messages_sent == request->messages_taken + request->late)
+        request_free(request);
+}
+
 static void ended(struct world *world, struct request *request)
 {
     assert(request->handed_back);
@@ -98,9 +106,7 @@ static void ended(struct world *world, struct request *request)
         break;
     }
     world->n_ended++;
-    request->late = request->messages_sent - request->messages_taken;
-    if (request->late == 0)
-        request_free(request);
+    release(request);
 }
 
 static void take(struct world *world)
@@ -122,9 +128,11 @@ static void take(struct world *world)
             break;
         case RUNNER_ENDED: ended(world, request); break;
         case RUNNER_LATE:
-            if (--request->late == 0)
-                request_free(request);
+            request->late++;
+            if (request->over)
+                release(request);
             break;
+        case RUNNER_ASLEEP: assert(false); break;
         case RUNNER_WARMED:
             assert(!runner_model_error(event->subject));
             world->warmed = true;
