@@ -19,6 +19,7 @@
 
 #include "daemon/engine/gguf.h"
 #include "daemon/engine/kernels.h"
+#include "daemon/engine/pulse.h"
 #include "daemon/engine/tokenizer.h"
 
 struct engine;
@@ -34,6 +35,7 @@ struct engine_options {
     uint32_t threads; /* compute team, the engine thread included; 1: alone, 0: the CPUs allowed */
     uint64_t kv_budget_bytes; /* all KV pages of all models together */
     bool kv_f32;              /* reference runs; else F16 */
+    struct engine_pulse *pulse; /* tells others when steps run; NULL: nobody */
 };
 
 int engine_new(const struct engine_options *options, struct engine **ret_engine,

@@ -495,6 +495,7 @@ int engine_step_slice(struct engine *engine, struct model *model)
     assert(step->open && step->engine == engine);
     if (step->stage > model->hparams.n_layers)
         return 0;
+    pulse_beat(engine->options.pulse);
     if (step->stage == 0)
         step_embed(step);
     if (step->stage < model->hparams.n_layers)
@@ -502,6 +503,7 @@ int engine_step_slice(struct engine *engine, struct model *model)
     else if (step->n_columns > 0)
         step_output(step);
     step->stage++;
+    pulse_beat(engine->options.pulse);
     return step->stage <= model->hparams.n_layers;
 }
 

@@ -1,107 +1,46 @@
 /* The async loader: models are read and packed on threads of its own.
  *
- * A load is asked for with a priority and runs when a thread is free, the most urgent first; its
- * progress can be watched and it can be cancelled from any thread. I/O errors are tried again with
- * growing pauses; a malformed file is not. The same threads give models' memory back and look
- * through directories, so that the reactor never waits for a disk.
+ * A load is asked for with a priority and runs when there is a place for it, the most urgent first.
+ * Loads that somebody waits for run on threads of normal priority, in slices that step back for the
+ * engine (daemon/model/pacer); the others run on a thread of idle priority, which costs nobody
+ * anything and gets nowhere on a busy machine: a load that becomes urgent is handed over from there
+ * to a normal thread at its next piece, and a thread without a load of its own helps another's. A
+ * load that is stuck in a read can be abandoned, thread and all. The same threads give models'
+ * memory back and look through directories, so that the reactor never waits for a disk.
  *
- * Hides the threads, the queue, opening and checking files, retries.
- * Threads: loader_* functions are the reactor's. `done` runs on a loader thread: it passes the task
- * on and does nothing else. */
+ * Hides the threads, the queue, who works at what.
+ * Threads: loader_* functions are the reactor's. `begun` and `done` run on a loader thread, or in
+ * loader_cancel(): they pass the task on and do nothing else. */
 #ifndef HEARTH_MODEL_ASYNC_LOADER_H
 #define HEARTH_MODEL_ASYNC_LOADER_H
 
-#include <stdbool.h>
-#include <stdint.h>
-#include <time.h>
+#include "daemon/model/load_task.h"
 
-#include "daemon/clock.h"
-#include "daemon/engine/engine.h"
-#include "daemon/metrics/metrics.h"
-
-enum load_priority {
-    LOAD_INTERACTIVE, /* a request waits */
-    LOAD_WARM,        /* somebody asked for it */
-    LOAD_PRELOAD,     /* the configuration asked for it */
-    LOAD_PREDICTED,
-    _LOAD_PRIORITY_MAX,
-};
-
-enum task_kind {
-    TASK_LOAD,
-    TASK_FREE, /* a model's memory */
-    TASK_CALL, /* a function that may wait for a disk */
-};
-
-/* What a file was when it was read: a change makes a failed load worth trying again. */
-struct file_identity {
-    uint64_t size;
-    struct timespec mtime;
-};
-
-/* One piece of work; allocated by the caller, the loader's from submit until `done`. */
-struct load_task {
-    enum task_kind kind;
-    enum load_priority priority;
-    void *subject; /* the caller's */
-
-    /* TASK_LOAD: a file, or memory where `path` is NULL. */
-    char *path;
-    const uint8_t *memory;
-    uint64_t memory_bytes;
-    uint32_t context_tokens;
-    struct model_progress progress; /* any thread */
-    _Atomic bool started;           /* any thread: the loader has begun it */
-
-    /* TASK_FREE: in; TASK_LOAD: out. */
-    struct model *model;
-
-    /* TASK_CALL. */
-    void (*call)(struct load_task *task);
-    void *result; /* what it left, the caller's to free before load_task_free() */
-
-    /* Results, set before `done`. */
-    int error; /* 0, or a negative errno with a sentence */
-    struct fault fault;
-    struct file_identity identity;
-    uint64_t load_us;
-
-    struct load_task *next; /* the loader's */
-};
+/* Threads that share one load, so that one packs while another reads. */
+#define LOADER_HANDS 2u
+/* Threads at most that were abandoned and are still stuck; beyond it none is replaced. */
+#define LOADER_MAX_ABANDONED 8u
+/* Tasks at once that have a thread of their own. */
+#define LOADER_MAX_OWN 32u
 
 struct loader;
-
-struct loader_options {
-    const struct kernel_table *kernels;
-    uint32_t max_concurrent; /* loads at once: that many threads */
-    uint32_t retries;        /* of I/O errors */
-    struct metrics *metrics;
-    const struct clock *clock;
-    /* A task has begun or is done; on a loader thread. */
-    void (*begun)(void *userdata, struct load_task *task);
-    void (*done)(void *userdata, struct load_task *task);
-    void *userdata;
-};
 
 int loader_new(const struct loader_options *options, struct loader **ret_loader,
                struct fault *ret_fault);
 /* Cancels what waits and runs, and waits for the threads, but not for ever. Tasks get their `done`.
- * Returns NULL, or the loader where a thread is still stuck in a read: it lives on, and so must what
- * its `done` uses. */
+ * Returns NULL, or the loader where a thread is still stuck in a read: it lives on, and so must
+ * what its `done` uses. */
 struct loader *loader_free(struct loader *loader);
 void loader_submit(struct loader *loader, struct load_task *task);
-/* Makes a waiting task more urgent. */
-void loader_promote(struct loader *loader, struct load_task *task, enum load_priority priority);
-/* Asks a load to end with -ECANCELED. */
+/* Makes a task more urgent, waiting or running. False: it is beginning on a thread of idle
+ * priority, which may take long; better cancel it and submit another. */
+bool loader_promote(struct loader *loader, struct load_task *task, enum load_priority priority);
+/* From now on several users wait for it: it counts to none of them. */
+void loader_share(struct loader *loader, struct load_task *task);
+/* Asks a load to end with -ECANCELED; one that has not begun ends at once. */
 void loader_cancel(struct loader *loader, struct load_task *task);
-/* Runs a load in the calling thread: for `loading.async: no` and for programs without a loader. */
-void load_run(const struct loader_options *options, struct load_task *task);
-
-struct load_task *load_task_new(enum task_kind kind, void *subject);
-/* Frees a model that is still in it, too. Returns NULL. */
-struct load_task *load_task_free(struct load_task *task);
-/* The file's identity now; -errno. */
-int file_identity_get(const char *path, struct file_identity *ret_identity);
-bool file_identity_equal(const struct file_identity *a, const struct file_identity *b);
+/* Cancels a task that makes no progress and gives its threads up: others take their places. Its
+ * `done` comes once they are free again, which may be never. */
+void loader_abandon(struct loader *loader, struct load_task *task);
 
 #endif

@@ -233,34 +233,6 @@ uint64_t registry_need_bytes(const struct model_entry *entry)
     return file_bytes(entry) / 100 * (100 + LOAD_EXTRA_PERCENT);
 }
 
-static void start_task(struct registry *registry, struct model_entry *entry)
-{
-    struct load_task *task = load_task_new(TASK_LOAD, entry);
-
-    if (task && entry->path)
-        task->path = strdup(entry->path);
-    if (!task || (entry->path && !task->path)) {
-        load_task_free(task);
-        registry_fail(registry, entry, CODE_NO_MEMORY, "no memory for the load");
-        return;
-    }
-    task->priority = entry->priority;
-    if (!entry->path) {
-        task->memory = builtin_bytes();
-        task->memory_bytes = builtin_size();
-    }
-    task->context_tokens = entry->config ? entry->config->context : 0;
-    entry->task = task;
-    entry->progress_bytes = 0;
-    entry->progress_at_us = registry_now_us(registry);
-    if (registry->options.config->loading.async) {
-        loader_submit(registry->loader, task);
-    } else {
-        load_run(&registry->loader_options, task);
-        registry->loader_options.done(registry->loader_options.userdata, task);
-    }
-}
-
 /* What is loaded, as residency sees it. The last of the list is memory on its way back. */
 static size_t list_residents(const struct registry *registry, const struct model_entry *but,
                              struct resident *residents, struct model_entry **entries)
@@ -321,7 +293,7 @@ static void start_when_room(struct registry *registry, struct model_entry *entry
                              out, &n_evict)) {
     case RESIDENCY_FITS:
         entry->reserved_bytes = need;
-        start_task(registry, entry);
+        registry_start_load(registry, entry);
         break;
     case RESIDENCY_EVICT:
         registry->room_wanted = true;
@@ -418,10 +390,12 @@ int registry_want_for(struct registry *registry, struct model_entry *entry,
     case MODEL_WARMING:
         entry->leaving = false;
         entry->again = entry->task && load_cancelled(entry->task);
+        if (entry->task)
+            registry_share_load(registry, entry, uid);
         if (priority < entry->priority) {
             entry->priority = priority;
             if (entry->task)
-                loader_promote(registry->loader, entry->task, priority);
+                registry_promote_load(registry, entry);
             else if (entry->state == MODEL_QUEUED)
                 return start_queued(registry, entry); /* it may have others go now */
         }
@@ -620,30 +594,6 @@ void registry_dispatch(struct registry *registry)
     }
 }
 
-/* A load without progress for loading.timeout is given up; its thread ends when its read does. */
-static void check_progress(struct registry *registry, struct model_entry *entry, uint64_t now)
-{
-    uint64_t done = atomic_load(&entry->task->progress.done_bytes);
-    char sentence[FAULT_TEXT_BYTES];
-
-    if (done != entry->progress_bytes || !atomic_load(&entry->task->started)) {
-        entry->progress_bytes = done;
-        entry->progress_at_us = now;
-        return;
-    }
-    if (now - entry->progress_at_us < registry->options.config->loading.timeout_us)
-        return;
-    snprintf(sentence, sizeof(sentence),
-             "reading %s has made no progress for %" PRIu64 " s after %" PRIu64 " bytes",
-             entry->path ? entry->path : entry->name,
-             registry->options.config->loading.timeout_us / 1000000u, done);
-    loader_cancel(registry->loader, entry->task);
-    entry->task->subject = NULL;
-    entry->task = NULL;
-    entry->identity = (struct file_identity){0}; /* the file may be well: it may be tried again */
-    registry_fail(registry, entry, CODE_LOAD_FAILED, sentence);
-}
-
 void registry_tick(struct registry *registry)
 {
     uint64_t now = registry_now_us(registry);
@@ -651,7 +601,7 @@ void registry_tick(struct registry *registry)
 
     HASH_ITER (hh, registry->entries, entry, next) {
         if (entry->task)
-            check_progress(registry, entry, now);
+            registry_check_load(registry, entry, now);
         else if (entry->state == MODEL_DRAINING && now >= entry->deadline_us && entry->in_use > 0)
             registry->options.ops.expel(registry->options.ops.userdata, entry);
         else if (entry->state == MODEL_READY && registry_kept_long_enough(registry, entry))
@@ -690,7 +640,9 @@ int registry_new(const struct registry_options *options, struct registry **ret_r
     registry->loader_options = (struct loader_options){
         .kernels = options->kernels,
         .max_concurrent = options->config->loading.max_concurrent,
+        .per_uid = options->config->loading.per_uid,
         .retries = options->config->loading.retries,
+        .pulse = options->pulse,
         .metrics = options->metrics,
         .clock = options->clock,
         .begun = on_begun,

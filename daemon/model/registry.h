@@ -111,6 +111,7 @@ struct registry_options {
     const struct kernel_table *kernels;
     struct metrics *metrics;
     const struct clock *clock;
+    const struct engine_pulse *pulse; /* whom loads step back for; NULL: nobody */
     uint64_t budget_bytes;  /* for models */
     const char *names_path; /* list of names for when no daemon runs; NULL: none is written */
     struct registry_ops ops;

@@ -36,6 +36,14 @@ void registry_fail(struct registry *registry, struct model_entry *entry, enum wi
                    const char *sentence);
 /* Room may have come free: those that wait for it try again, in their turn. */
 void registry_start_waiting(struct registry *registry);
+/* Hands the entry's load to the loader (registry_loads.c); room has been reserved. */
+void registry_start_load(struct registry *registry, struct model_entry *entry);
+/* A load under way has become as urgent as the entry. */
+void registry_promote_load(struct registry *registry, struct model_entry *entry);
+/* Somebody, of that uid, asks for a load under way. */
+void registry_share_load(struct registry *registry, struct model_entry *entry, uint32_t uid);
+/* Gives a load without progress for loading.timeout up. */
+void registry_check_load(struct registry *registry, struct model_entry *entry, uint64_t now);
 /* Whether nothing keeps a ready model any more and its keep_alive is over. */
 bool registry_kept_long_enough(const struct registry *registry, const struct model_entry *entry);
 

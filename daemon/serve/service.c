@@ -523,7 +523,7 @@ static void count_preload(struct service *service, struct model_entry *entry)
 
 void service_want_model(struct service *service, struct request *request, struct model_entry *entry)
 {
-    int r = registry_want(service->registry, entry, LOAD_INTERACTIVE, false);
+    int r = registry_want_for(service->registry, entry, LOAD_INTERACTIVE, request->job.uid, false);
 
     if (r < 0) {
         reply_error(request->peer, request->key.id, entry->code, "%s", entry->error);
@@ -1080,7 +1080,8 @@ static int new_runner(struct service *service, uint64_t budget_bytes, struct fau
         .engine = {.kernels = service->options.kernels,
                    .threads = config->engine.threads,
                    .kv_budget_bytes = kv_bytes,
-                   .kv_f32 = config->engine.kv == KV_F32},
+                   .kv_f32 = config->engine.kv == KV_F32,
+                   .pulse = &service->pulse},
         .max_batch = config->batching.enabled ? config->batching.max_batch : 1,
         .min_batch = config->batching.min_batch,
         .max_delay_us = config->batching.max_delay_us,
@@ -1107,6 +1108,7 @@ static int new_registry(struct service *service, uint64_t budget_bytes, struct f
         .kernels = service->options.kernels,
         .metrics = service->options.metrics,
         .clock = service->options.clock,
+        .pulse = &service->pulse,
         .budget_bytes = budget_bytes > kv_bytes ? budget_bytes - kv_bytes : 0,
         .names_path = service->options.names_path,
         .ops = {.attach = on_attach,

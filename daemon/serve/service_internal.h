@@ -22,6 +22,7 @@ struct service {
     struct rights *rights;
     struct registry *registry;
     struct runner *runner;
+    struct engine_pulse pulse; /* the engine thread writes it, loader threads read it */
     struct text_thread *text_thread;
     struct request *requests; /* all live ones, by (peer, id) */
     uint32_t n_requests;

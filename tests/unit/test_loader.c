@@ -1,4 +1,4 @@
-/* The async loader and the registry above it: models made on the spot, states as they follow. */
+/* The registry over the async loader: models made on the spot, states as they follow. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <poll.h>
@@ -16,128 +16,7 @@
 
 #define WAIT_MS 20000
 
-static const struct clock real_clock = {.now_us = clock_monotonic_us};
-
-/* ---- the loader alone ---- */
-
-struct done_list {
-    pthread_mutex_t lock;
-    pthread_cond_t more;
-    struct load_task *tasks[64];
-    size_t n;
-};
-
-static void on_done(void *userdata, struct load_task *task)
-{
-    struct done_list *list = userdata;
-
-    pthread_mutex_lock(&list->lock);
-    list->tasks[list->n++] = task;
-    pthread_cond_signal(&list->more);
-    pthread_mutex_unlock(&list->lock);
-}
-
-static void wait_done(struct done_list *list, size_t n)
-{
-    pthread_mutex_lock(&list->lock);
-    while (list->n < n)
-        pthread_cond_wait(&list->more, &list->lock);
-    pthread_mutex_unlock(&list->lock);
-}
-
-static struct loader *new_loader(struct done_list *list, uint32_t threads, struct metrics **metrics)
-{
-    struct loader_options options = {
-        .max_concurrent = threads, .clock = &real_clock, .done = on_done, .userdata = list};
-    struct loader *loader;
-
-    *list = (struct done_list){.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
-    cr_assert_eq(metrics_new(metrics), 0);
-    options.metrics = *metrics;
-    cr_assert_eq(kernels_choose("scalar", &options.kernels, NULL), 0);
-    cr_assert_eq(loader_new(&options, &loader, NULL), 0);
-    return loader;
-}
-
-static struct load_task *builtin_task(enum load_priority priority)
-{
-    struct load_task *task = load_task_new(TASK_LOAD, NULL);
-
-    task->priority = priority;
-    task->memory = builtin_bytes();
-    task->memory_bytes = builtin_size();
-    return task;
-}
-
-static struct load_task *file_task(const char *path)
-{
-    struct load_task *task = load_task_new(TASK_LOAD, NULL);
-
-    task->path = strdup(path);
-    return task;
-}
-
-Test(loader, loads_a_model_and_tells_its_progress)
-{
-    struct done_list list;
-    struct metrics *metrics;
-    struct loader *loader = new_loader(&list, 1, &metrics);
-    struct load_task *task = builtin_task(LOAD_WARM);
-
-    loader_submit(loader, task);
-    wait_done(&list, 1);
-    cr_assert_eq(task->error, 0, "%s", task->fault.text);
-    cr_assert_not_null(task->model);
-    cr_assert(atomic_load(&task->progress.total_bytes) > 0);
-    cr_assert_eq(atomic_load(&task->progress.done_bytes), atomic_load(&task->progress.total_bytes));
-    cr_assert_eq(metrics_get(metrics, M_LOADS_DONE), 1);
-    loader_free(loader);
-    load_task_free(task);
-    metrics_free(metrics);
-}
-
-Test(loader, a_missing_file_and_a_directory_are_told)
-{
-    struct done_list list;
-    struct metrics *metrics;
-    struct loader *loader = new_loader(&list, 1, &metrics);
-    struct load_task *missing = file_task("/nonexistent/model.gguf"), *directory = file_task("/");
-
-    loader_submit(loader, missing);
-    loader_submit(loader, directory);
-    wait_done(&list, 2);
-    cr_assert_eq(missing->error, -ENOENT);
-    cr_assert_not_null(strstr(missing->fault.text, "/nonexistent/model.gguf"));
-    cr_assert_eq(directory->error, -EBADMSG);
-    cr_assert_eq(metrics_get(metrics, M_LOADS_FAILED), 2);
-    loader_free(loader);
-    load_task_free(missing);
-    load_task_free(directory);
-    metrics_free(metrics);
-}
-
-Test(loader, a_fifo_in_a_files_place_hangs_nobody)
-{
-    char path[] = "/tmp/hearth-fifo-XXXXXX";
-    struct done_list list;
-    struct metrics *metrics;
-    struct loader *loader = new_loader(&list, 1, &metrics);
-    struct load_task *task;
-
-    cr_assert(mkdtemp(path) != NULL);
-    rmdir(path);
-    cr_assert_eq(mkfifo(path, 0600), 0);
-    task = file_task(path);
-    loader_submit(loader, task);
-    wait_done(&list, 1);
-    cr_assert_eq(task->error, -EBADMSG);
-    unlink(path);
-    loader_free(loader);
-    load_task_free(task);
-    metrics_free(metrics);
-}
-
-/* A task that keeps the only thread until it is let go. */
+/* What keeps a loader thread until it is let go. */
 struct gate {
     pthread_mutex_t lock;
     pthread_cond_t open;
@@ -152,11 +31,6 @@ static void pass_gate(struct gate *gate)
     pthread_mutex_unlock(&gate->lock);
 }
 
-static void wait_at_gate(struct load_task *task)
-{
-    pass_gate(task->subject);
-}
-
 static void open_gate(struct gate *gate)
 {
     pthread_mutex_lock(&gate->lock);
@@ -164,115 +38,6 @@ static void open_gate(struct gate *gate)
     pthread_cond_broadcast(&gate->open);
     pthread_mutex_unlock(&gate->lock);
 }
-
-static struct load_task *gate_task(struct gate *gate)
-{
-    struct load_task *task = load_task_new(TASK_CALL, gate);
-
-    task->call = wait_at_gate;
-    return task;
-}
-
-Test(loader, the_most_urgent_goes_first_and_a_promotion_counts)
-{
-    struct gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
-    struct done_list list;
-    struct metrics *metrics;
-    struct loader *loader = new_loader(&list, 1, &metrics);
-    struct load_task *hold = gate_task(&gate), *tasks[4];
-
-    loader_submit(loader, hold);
-    for (int i = 0; i < 4; i++) {
-        tasks[i] = gate_task(&gate);
-        tasks[i]->priority = (enum load_priority)(_LOAD_PRIORITY_MAX - 1 - i);
-    }
-    while (!atomic_load(&hold->started))
-        usleep(1000);
-    for (int i = 0; i < 4; i++)
-        loader_submit(loader, tasks[i]);
-    loader_promote(loader, tasks[0], LOAD_INTERACTIVE); /* behind the one that is there */
-    loader_promote(loader, tasks[3], LOAD_PREDICTED);   /* nobody becomes less urgent */
-    open_gate(&gate);
-    wait_done(&list, 5);
-    cr_assert_eq(list.tasks[1], tasks[3]);
-    cr_assert_eq(list.tasks[2], tasks[0]);
-    cr_assert_eq(list.tasks[3], tasks[2]);
-    cr_assert_eq(list.tasks[4], tasks[1]);
-    loader_free(loader);
-    for (size_t i = 0; i < list.n; i++)
-        load_task_free(list.tasks[i]);
-    metrics_free(metrics);
-}
-
-Test(loader, a_cancelled_load_ends_as_cancelled)
-{
-    struct gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
-    struct done_list list;
-    struct metrics *metrics;
-    struct loader *loader = new_loader(&list, 1, &metrics);
-    struct load_task *hold = gate_task(&gate), *task = builtin_task(LOAD_WARM);
-
-    loader_submit(loader, hold);
-    loader_submit(loader, task);
-    loader_cancel(loader, task);
-    open_gate(&gate);
-    wait_done(&list, 2);
-    cr_assert_eq(task->error, -ECANCELED);
-    cr_assert_null(task->model);
-    cr_assert_eq(metrics_get(metrics, M_LOADS_FAILED), 0);
-    loader_free(loader);
-    load_task_free(hold);
-    load_task_free(task);
-    metrics_free(metrics);
-}
-
-Test(loader, as_many_run_at_once_as_there_are_threads)
-{
-    struct gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
-    struct done_list list;
-    struct metrics *metrics;
-    struct loader *loader = new_loader(&list, 3, &metrics);
-    struct load_task *tasks[4];
-    int started = 0;
-
-    for (int i = 0; i < 4; i++) {
-        tasks[i] = gate_task(&gate);
-        loader_submit(loader, tasks[i]);
-    }
-    for (int ms = 0; ms < WAIT_MS && started < 3; ms++) {
-        started = 0;
-        for (int i = 0; i < 4; i++)
-            started += atomic_load(&tasks[i]->started);
-        usleep(1000);
-    }
-    cr_assert_eq(started, 3);
-    open_gate(&gate);
-    wait_done(&list, 4);
-    loader_free(loader);
-    for (int i = 0; i < 4; i++)
-        load_task_free(tasks[i]);
-    metrics_free(metrics);
-}
-
-Test(loader, the_end_of_the_loader_ends_what_waits)
-{
-    struct done_list list;
-    struct metrics *metrics;
-    struct loader *loader = new_loader(&list, 1, &metrics);
-    struct load_task *tasks[8];
-
-    for (int i = 0; i < 8; i++) {
-        tasks[i] = builtin_task(LOAD_WARM);
-        loader_submit(loader, tasks[i]);
-    }
-    loader_free(loader);
-    cr_assert_eq(list.n, 8, "each task comes back");
-    for (int i = 0; i < 8; i++)
-        load_task_free(tasks[i]);
-    metrics_free(metrics);
-}
-
-/* ---- the registry ---- */
 
 struct house {
     char dir[64], names[96];
@@ -454,7 +219,7 @@ Test(registry, many_wants_are_one_load)
     cr_assert_eq(registry_want(house.registry, entry, LOAD_INTERACTIVE, false), 1);
     cr_assert_eq(entry->priority, LOAD_INTERACTIVE, "a request makes the load urgent");
     until(&house, entry, MODEL_READY);
-    cr_assert_eq(metrics_get(house.metrics, M_LOADS), 1);
+    cr_assert_eq(metrics_get(house.metrics, M_LOADS_DONE), 1);
     leave_house(&house);
 }
 
