@@ -126,6 +126,7 @@ int cli_unload(struct cli *cli, int argc, char **argv);
 int cli_models(struct cli *cli, int argc, char **argv);
 int cli_status(struct cli *cli, int argc, char **argv);
 int cli_top(struct cli *cli, int argc, char **argv);
+int cli_doctor(struct cli *cli, int argc, char **argv);
 int cli_stats(struct cli *cli, int argc, char **argv);
 
 #endif

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "daemon/check.h"
 #include "daemon/config.h"
 #include "daemon/log.h"
 #include "daemon/model/registry.h"
@@ -21,6 +22,7 @@ struct arguments {
     const char **models_dirs;
     size_t n_models_dirs;
     bool check, list, print_keys, verbose;
+    char *config_used; /* the file that was read, allocated */
 };
 
 static void print_usage(FILE *out)
@@ -34,7 +36,8 @@ static void print_usage(FILE *out)
           "  --models DIR      look for NAME.gguf there; may be given several times\n"
           "  --state-dir DIR   keep what outlives the daemon there\n"
           "  --config FILE     read the configuration (YAML) from FILE\n"
-          "  --check           check the configuration and exit\n"
+          "  --check           check the configuration and the models, print what would be\n"
+          "                    run with, and exit\n"
           "  --list            print the names of the models and exit\n"
           "  --print-keys      print every configuration key with its default and exit\n"
           "  --verbose         log more\n"
@@ -86,15 +89,16 @@ static int parse_arguments(int argc, char **argv, struct arguments *ret)
 
 /* The file that is read: the one named; none beside --socket; else the user's own, if there is
  * one. */
-static int read_config(struct config *config, const struct arguments *arguments,
-                       struct fault *ret_fault)
+static int read_config(struct config *config, struct arguments *arguments, struct fault *ret_fault)
 {
     _cleanup_free_ char *path = NULL;
     const char *home = getenv("XDG_CONFIG_HOME");
     int r;
 
-    if (arguments->config_path)
+    if (arguments->config_path) {
+        arguments->config_used = strdup(arguments->config_path);
         return config_load(config, arguments->config_path, ret_fault);
+    }
     if (arguments->socket_path)
         return 0;
     if (home && home[0] == '/')
@@ -106,10 +110,13 @@ static int read_config(struct config *config, const struct arguments *arguments,
     if (r < 0)
         return fault_set(ret_fault, -ENOMEM, "no memory for the configuration");
     r = config_load(config, path, ret_fault);
-    return r == -ENOENT ? 0 : r;
+    if (r == -ENOENT)
+        return 0;
+    arguments->config_used = TAKE_PTR(path);
+    return r;
 }
 
-static int apply_arguments(struct config *config, const struct arguments *arguments,
+static int apply_arguments(struct config *config, struct arguments *arguments,
                            struct fault *ret_fault)
 {
     int r = read_config(config, arguments, ret_fault);
@@ -197,10 +204,14 @@ int main(int argc, char **argv)
         r = EXIT_USAGE;
     } else if (arguments.list) {
         r = registry_list_names(config, stdout, &fault) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
-    } else if (!arguments.check) {
+    } else if (arguments.check) {
+        r = check_print(config, arguments.config_used, stdout, &fault) < 0 ? EXIT_FAILURE
+                                                                           : EXIT_SUCCESS;
+    } else {
         r = serve(config, &arguments);
     }
     config_free(config);
+    free(arguments.config_used);
     free(arguments.models_dirs);
     return r;
 }

@@ -98,3 +98,11 @@ int kernels_choose(const char *forced, const struct kernel_table **ret_table,
                      "unknown kernel variant '%s': HEARTH_CPU is one of scalar, avx2, avx512",
                      forced);
 }
+
+const char *kernels_lack(const char *name)
+{
+    for (size_t i = 0; i < ELEMENTSOF(variants); i++)
+        if (strcmp(name, variants[i].name) == 0)
+            return variants[i].missing();
+    return "a variant of that name";
+}

@@ -100,5 +100,7 @@ extern const struct kernel_table kernels_avx512;
  * -ENOTSUP with a sentence naming the variant and what it lacks, -EINVAL for an unknown name. */
 int kernels_choose(const char *forced, const struct kernel_table **ret_table,
                    struct fault *ret_fault);
+/* The first thing that this machine lacks for a variant; NULL: nothing, it can run here. */
+const char *kernels_lack(const char *name);
 
 #endif

@@ -57,7 +57,7 @@ def usage_errors_say_what_is_wrong(t):
 
 @test
 def every_command_explains_itself(t):
-    for name in ("run", "embed", "tokenize", "warm", "unload", "models", "status", "stats", "top", "pin", "reload"):
+    for name in ("run", "embed", "tokenize", "warm", "unload", "models", "status", "stats", "top", "pin", "reload", "doctor"):
         r = t.run("hearth", name, "--help")
         expect(f"usage: hearth {name}" in r.out and "--socket PATH" in r.out, f"{r}")
         expect(t.run("hearth", "help", name).out == r.out, "help NAME is another")
