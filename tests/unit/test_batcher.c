@@ -13,10 +13,26 @@ struct world {
     uint64_t wake_us;
 };
 
+/* What `admit` says to this user's jobs, and how much room others get. */
+static uint32_t denied_uid;
+static int denial;
+static uint32_t n_grown;
+static bool may_grow;
+
 static int admit(void *userdata, struct job *job)
 {
     (void)userdata;
-    (void)job;
+    job->room = job->known;
+    return denial && job->uid == denied_uid ? denial : 0;
+}
+
+static int grow(void *userdata, struct job *job)
+{
+    (void)userdata;
+    if (!may_grow)
+        return -EAGAIN;
+    n_grown++;
+    job->room = job->known;
     return 0;
 }
 
@@ -667,5 +683,190 @@ Test(batcher, a_step_that_waited_for_company_says_what_ended_that)
         cr_assert_eq(reason_of_step(world, true), expected[round], "round %d", round);
         cr_assert(jobs[0].deadline_us == 0 || world->now_us - 100 <= jobs[0].deadline_us);
     }
+    end_world(world);
+}
+
+/* ---- KV memory ---- */
+
+static bool runs(const struct job *job)
+{
+    return job->state == JOB_RUNNING;
+}
+
+Test(batcher, who_is_denied_memory_is_passed_by_others_only_for_a_while)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job denied, first, second, third;
+    struct lane *other;
+
+    cr_assert_eq(lane_new(world->batcher, NULL, &other), 0);
+    denied_uid = 1;
+    denial = -EAGAIN;
+    denied = job_of(world->lane, 1, 5, 1);
+    first = job_of(world->lane, 2, 5, 2);
+    add(world, &denied);
+    add(world, &first);
+    cr_expect_eq(step(world, world->lane, 10, false), 1);
+    cr_expect(runs(&first) && !runs(&denied), "it holds up nobody in its own lane");
+    second = job_of(other, 2, 5, 3);
+    add(world, &second);
+    cr_expect_eq(step(world, other, 10, false), 1, "nor in others");
+    world->now_us += BATCHER_PATIENCE_US;
+    third = job_of(other, 3, 5, 4);
+    add(world, &third);
+    cr_expect_eq(step(world, other, 10, false), 1, "what runs goes on");
+    cr_expect(!runs(&third), "nobody else begins");
+    denial = 0;
+    cr_expect_eq(step(world, world->lane, 10, false), 2);
+    cr_expect(runs(&denied));
+    cr_expect_eq(step(world, other, 10, false), 2);
+    cr_expect(runs(&third));
+    for (struct job *const *job = (struct job *const[]){&denied, &first, &second, &third, NULL};
+         *job; job++)
+        batcher_remove(world->batcher, *job);
+    lane_free(other);
+    end_world(world);
+}
+
+/* One that was denied for long and goes away holds up nobody any more. */
+Test(batcher, a_claim_to_memory_goes_with_its_jobs)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job denied = job_of(world->lane, 1, 5, 1), other = job_of(world->lane, 2, 5, 2);
+
+    denied_uid = 1;
+    denial = -EAGAIN;
+    add(world, &denied);
+    cr_expect_eq(step(world, world->lane, 10, false), 0);
+    world->now_us += BATCHER_PATIENCE_US;
+    add(world, &other);
+    cr_expect_eq(step(world, world->lane, 10, false), 0);
+    batcher_remove(world->batcher, &denied);
+    cr_expect_eq(step(world, world->lane, 10, false), 1);
+    batcher_remove(world->batcher, &other);
+    end_world(world);
+}
+
+Test(batcher, who_has_all_he_may_have_holds_up_only_himself)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job denied, own, others;
+    struct lane *other;
+
+    cr_assert_eq(lane_new(world->batcher, NULL, &other), 0);
+    denied_uid = 1;
+    denial = -EDQUOT;
+    denied = job_of(world->lane, 1, 5, 1);
+    add(world, &denied);
+    cr_expect_eq(step(world, world->lane, 10, false), 0);
+    world->now_us += BATCHER_PATIENCE_US;
+    denied_uid = 0; /* the same user may have some for his other model: it is not its turn */
+    own = job_of(other, 1, 5, 2);
+    others = job_of(other, 2, 5, 3);
+    add(world, &own);
+    add(world, &others);
+    cr_expect_eq(step(world, other, 10, false), 1);
+    cr_expect(runs(&others) && !runs(&own));
+    cr_expect_eq(step(world, world->lane, 10, false), 1);
+    cr_expect_eq(step(world, other, 10, false), 2);
+    batcher_remove(world->batcher, &denied);
+    batcher_remove(world->batcher, &own);
+    batcher_remove(world->batcher, &others);
+    lane_free(other);
+    end_world(world);
+}
+
+Test(batcher, preempted_jobs_begin_anew_in_the_order_of_their_arrival)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job jobs[4];
+    const struct batch *batch;
+
+    for (int i = 0; i < 4; i++) {
+        jobs[i] = job_of(world->lane, 1, 5, (uint64_t)i);
+        add(world, &jobs[i]);
+    }
+    step(world, world->lane, 10, false);
+    batcher_preempt(world->batcher, &jobs[1]);
+    batcher_preempt(world->batcher, &jobs[3]);
+    batcher_preempt(world->batcher, &jobs[0]);
+    cr_expect(jobs[1].state == JOB_WAITING && jobs[1].fed == 0 && jobs[1].known == 6);
+    cr_expect_eq(batcher_n_waiting(world->batcher), 3);
+    cr_assert(batcher_compose(world->batcher, world->lane, world->now_us, &batch));
+    cr_assert_eq(batch->n_jobs, 4);
+    cr_expect(batch->jobs[0] == &jobs[2] && jobs[2].chunk == 1);
+    for (int i = 0; i < 3; i++) {
+        struct job *next = &jobs[i < 2 ? i : 3];
+        cr_expect_eq(batch->jobs[1 + i], next);
+        cr_expect_eq(next->chunk, 6, "with all that it knows");
+    }
+    batcher_close(world->batcher, world->lane, 10);
+    for (int i = 0; i < 4; i++)
+        batcher_remove(world->batcher, &jobs[i]);
+    end_world(world);
+}
+
+/* They come back in any order, and go on in that of their arrival: first those that kept their
+ * memory, which waits with them. */
+Test(batcher, unparked_jobs_go_on_in_the_order_of_their_arrival)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job jobs[5], *expected[] = {&jobs[0], &jobs[2], &jobs[4], &jobs[1], &jobs[3]};
+    const struct batch *batch;
+
+    for (int i = 0; i < 5; i++) {
+        jobs[i] = job_of(world->lane, 1, 5, (uint64_t)i);
+        add(world, &jobs[i]);
+    }
+    step(world, world->lane, 10, false);
+    for (int i = 0; i < 5; i++)
+        batcher_park(world->batcher, &jobs[i]);
+    batcher_preempt(world->batcher, &jobs[1]);
+    batcher_preempt(world->batcher, &jobs[3]);
+    cr_expect_eq(batcher_n_parked(world->batcher), 5, "a parked one stays parked");
+    for (int i = 0; i < 5; i++)
+        batcher_unpark(world->batcher, &jobs[i * 3 % 5], world->now_us);
+    denied_uid = 1;
+    denial = -EAGAIN; /* who has its memory does not wait for those that have none */
+    cr_expect_eq(step(world, world->lane, 10, false), 3);
+    cr_expect(runs(&jobs[0]) && runs(&jobs[2]) && runs(&jobs[4]));
+    for (int i = 0; i < 5; i += 2)
+        batcher_park(world->batcher, &jobs[i]);
+    for (int i = 0; i < 5; i += 2)
+        batcher_unpark(world->batcher, &jobs[4 - i], world->now_us);
+    denial = 0;
+    cr_assert(batcher_compose(world->batcher, world->lane, world->now_us, &batch));
+    cr_assert_eq(batch->n_jobs, 5);
+    for (int i = 0; i < 5; i++)
+        cr_expect_eq(batch->jobs[i], expected[i], "place %d", i);
+    batcher_close(world->batcher, world->lane, 10);
+    for (int i = 0; i < 5; i++)
+        batcher_remove(world->batcher, &jobs[i]);
+    end_world(world);
+}
+
+Test(batcher, a_job_that_cannot_grow_is_left_out)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1, .grow = grow);
+    struct job a = job_of(world->lane, 1, 5, 1), b = job_of(world->lane, 1, 5, 2);
+    const struct batch *batch;
+
+    may_grow = true;
+    add(world, &a);
+    add(world, &b);
+    cr_expect_eq(step(world, world->lane, 10, false), 2);
+    cr_expect_eq(n_grown, 0, "admission gave them what they knew");
+    cr_expect_eq(step(world, world->lane, 10, false), 2);
+    cr_expect_eq(n_grown, 2);
+    may_grow = false;
+    a.room = 100;
+    cr_assert(batcher_compose(world->batcher, world->lane, world->now_us, &batch));
+    cr_expect(batch->n_jobs == 1 && batch->jobs[0] == &a && batch->n_runnable == 1);
+    batcher_close(world->batcher, world->lane, 10);
+    a.known++;
+    may_grow = true;
+    cr_expect_eq(step(world, world->lane, 10, false), 2);
+    batcher_remove(world->batcher, &a);
+    batcher_remove(world->batcher, &b);
     end_world(world);
 }
