@@ -5,8 +5,8 @@
  * view_step(); no operation blocks.
  *
  * Who may: the kernel checks modes (default_permissions); what root may in spite of them is refused
- * here, because a value that cannot be written is nobody's to write. Orders are passed on under
- * hearthfs's own identity, so only its own uid and root may give them.
+ * here, because a value that cannot be written is nobody's to write. Orders and holds are passed on
+ * in the name of who opened the file; whether that one may, the daemon says.
  *
  * Hides: handles, parked requests, poll handles. Thread: the session loop's. */
 #ifndef HEARTH_FS_FUSE_OPS_H
@@ -15,6 +15,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "fs/events.h"
 #include "fs/link.h"
 #include "fs/mirror.h"
 #include "fs/tree.h"
@@ -29,10 +30,13 @@
 #define VIEW_FIXED_TIMEOUT_S   3600.0
 #define VIEW_FOLLOWS_TIMEOUT_S 0.1
 
+/* How long the daemon goes on pushing its values when nobody has looked. */
+#define VIEW_FEED_US 10000000u
+
 struct view;
 
-/* `link` and `mirror` are borrowed. The owner of all files is `uid` and `gid`. */
-int view_new(struct mirror *mirror, struct link *link, uid_t uid, gid_t gid,
+/* `link`, `mirror` and `events` are borrowed. The owner of all files is `uid` and `gid`. */
+int view_new(struct mirror *mirror, struct link *link, struct events *events, uid_t uid, gid_t gid,
              struct view **ret_view);
 /* Parked requests are answered with ENODEV. */
 struct view *view_free(struct view *view);

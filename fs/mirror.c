@@ -9,18 +9,31 @@
 
 enum phase { APART, CONNECTING, CONNECTED };
 
+/* How values come over the connection there is. */
+enum feed { FEED_NONE, FEED_PUSHED, FEED_ASKED };
+
+/* What is awaited beside parts, as further bits of `missing`. */
+#define MISSING_PUSH (1u << _MIRROR_PART_MAX)
+#define MISSING_PONG (2u << _MIRROR_PART_MAX)
+static_assert(_MIRROR_PART_MAX + 2 <= 32, "what is awaited is a bit of `missing`");
+
 struct models {
     struct mirror_model *at;
     size_t n;
     size_t capacity;
+    size_t hint; /* where the next one is looked for first: they come in the same order each time */
 };
 
 struct mirror {
     enum phase phase;
-    uint32_t missing;    /* bit a part: asked for and not yet answered */
+    enum feed feed;
+    bool pushing;        /* in the middle of a push */
+    bool push_is_full;   /* models that it does not name are gone */
+    uint64_t push_us;    /* when it began */
+    uint32_t missing;    /* a bit for all that is awaited */
     uint64_t asked_us;   /* the connection attempt or question under way */
     uint64_t heard_us;   /* the daemon's last word */
-    uint64_t copy_us;    /* when the copy was asked for; 0: there is none of this connection */
+    uint64_t copy_us;    /* when the copy held; 0: there is none of this connection */
     uint64_t looked_us;  /* end of the last attempt that found no way in */
     uint64_t expired_us; /* what was asked for before is worth nothing */
     uint64_t deaf_until; /* until then unresponsive, whatever is under way */
@@ -33,7 +46,6 @@ struct mirror {
     struct models incoming; /* items of the answer that is not complete yet */
     char *texts[_MIRROR_PART_MAX];
 };
-static_assert(_MIRROR_PART_MAX <= 32, "a part is a bit of `missing`");
 
 int mirror_new(struct mirror **ret_mirror)
 {
@@ -46,13 +58,17 @@ int mirror_new(struct mirror **ret_mirror)
     return 0;
 }
 
+static void model_done(struct mirror_model *model)
+{
+    free(model->info);
+    free(model->stats);
+    free(model->sentence);
+}
+
 static void models_done(struct models *models)
 {
-    for (size_t i = 0; i < models->n; i++) {
-        free(models->at[i].info);
-        free(models->at[i].stats);
-        free(models->at[i].sentence);
-    }
+    for (size_t i = 0; i < models->n; i++)
+        model_done(&models->at[i]);
     free(models->at);
     *models = (struct models){0};
 }
@@ -112,7 +128,24 @@ enum mirror_action mirror_next(const struct mirror *mirror, uint64_t since_us)
 {
     if (waits_for_word(mirror) || is_found(mirror, since_us))
         return MIRROR_NOTHING;
-    return mirror->phase == CONNECTED ? MIRROR_ASK : MIRROR_CONNECT;
+    if (mirror->phase != CONNECTED)
+        return MIRROR_CONNECT;
+    switch (mirror->feed) {
+    case FEED_NONE: return MIRROR_FEED;
+    case FEED_ASKED: return MIRROR_ASK;
+    case FEED_PUSHED: break;
+    }
+    return mirror->expired_us > mirror->copy_us ? MIRROR_ASK_MODELS : MIRROR_PING;
+}
+
+static uint64_t watch_us(const struct mirror *mirror)
+{
+    return mirror->feed == FEED_PUSHED ? MIRROR_PULSE_US : MIRROR_AGE_US;
+}
+
+uint64_t mirror_watch_since_us(const struct mirror *mirror, uint64_t now_us)
+{
+    return now_us > watch_us(mirror) ? now_us - watch_us(mirror) : 1;
 }
 
 uint64_t mirror_due_us(const struct mirror *mirror, bool watching, uint64_t now_us)
@@ -125,7 +158,7 @@ uint64_t mirror_due_us(const struct mirror *mirror, bool watching, uint64_t now_
         if (now_us < patience_end_us(mirror))
             due_us = MIN(due_us, patience_end_us(mirror));
     } else if (watching) {
-        due_us = MIN(due_us, MAX(found_us(mirror) + MIRROR_AGE_US, now_us));
+        due_us = MIN(due_us, MAX(found_us(mirror) + watch_us(mirror), now_us));
     }
     return due_us;
 }
@@ -136,6 +169,11 @@ void mirror_expire(struct mirror *mirror, uint64_t now_us)
 }
 
 /* ---- reading ---- */
+
+uint64_t mirror_held_us(const struct mirror *mirror)
+{
+    return found_us(mirror);
+}
 
 uint64_t mirror_changes(const struct mirror *mirror)
 {
@@ -227,12 +265,10 @@ static struct mirror_model *models_add(struct models *models, const char *name)
     return model;
 }
 
-static void take_model(struct mirror *mirror, const struct hearth_reply *reply)
+static void model_fill(struct mirror_model *model, const struct hearth_reply *reply)
 {
-    struct mirror_model *model = models_add(&mirror->incoming, reply->model);
-
-    if (!model)
-        return;
+    model_done(model);
+    model->named = true;
     word_copy(model->state, reply->state);
     model->done_bytes = reply->done_bytes;
     model->total_bytes = reply->total_bytes;
@@ -244,6 +280,14 @@ static void take_model(struct mirror *mirror, const struct hearth_reply *reply)
     model->info = text_copy(reply->info);
     model->stats = text_copy(reply->stats);
     model->sentence = text_copy(reply->sentence);
+}
+
+static void take_model(struct mirror *mirror, const struct hearth_reply *reply)
+{
+    struct mirror_model *model = models_add(&mirror->incoming, reply->model);
+
+    if (model)
+        model_fill(model, reply);
 }
 
 static void take_item(struct mirror *mirror, enum mirror_part part,
@@ -265,6 +309,11 @@ static void take_item(struct mirror *mirror, enum mirror_part part,
     }
 }
 
+static void copy_holds(struct mirror *mirror, uint64_t at_us)
+{
+    mirror->copy_us = MAX(mirror->copy_us, at_us);
+}
+
 /* The part's answer is complete; an error leaves what was there. */
 static void take_end(struct mirror *mirror, enum mirror_part part, bool good)
 {
@@ -277,9 +326,9 @@ static void take_end(struct mirror *mirror, enum mirror_part part, bool good)
             models_done(&mirror->incoming);
         }
     }
-    mirror->missing &= ~(1u << part);
+    mirror->missing &= ~MIRROR_BIT(part);
     if (!mirror->missing)
-        mirror->copy_us = mirror->asked_us;
+        copy_holds(mirror, mirror->asked_us);
     mirror->changes++;
 }
 
@@ -287,7 +336,7 @@ void mirror_take(struct mirror *mirror, enum mirror_part part, const struct hear
                  uint64_t now_us)
 {
     assert(part < _MIRROR_PART_MAX);
-    if (mirror->phase != CONNECTED || !(mirror->missing & (1u << part)) || reply->lost)
+    if (mirror->phase != CONNECTED || !(mirror->missing & MIRROR_BIT(part)) || reply->lost)
         return;
     mirror_heard(mirror, now_us);
     switch (reply->kind) {
@@ -298,12 +347,141 @@ void mirror_take(struct mirror *mirror, enum mirror_part part, const struct hear
     }
 }
 
+/* ---- pushes ---- */
+
+void mirror_feeding(struct mirror *mirror, uint64_t now_us)
+{
+    assert(mirror->phase == CONNECTED && !mirror->missing);
+    mirror->feed = FEED_PUSHED;
+    mirror->pushing = false;
+    mirror->missing = MISSING_PUSH;
+    mirror->asked_us = now_us;
+}
+
+static struct mirror_model *models_find(struct models *models, const char *name)
+{
+    for (size_t i = 0; i < models->n; i++) {
+        size_t at = (models->hint + i) % models->n;
+        if (strcmp(models->at[at].name, name) == 0) {
+            models->hint = at + 1;
+            return &models->at[at];
+        }
+    }
+    return NULL;
+}
+
+static void models_remove(struct models *models, struct mirror_model *model)
+{
+    size_t at = (size_t)(model - models->at);
+
+    model_done(model);
+    models->n--;
+    memmove(model, model + 1, (models->n - at) * sizeof(*model));
+}
+
+static void push_model(struct mirror *mirror, const struct hearth_reply *reply)
+{
+    struct mirror_model *model = models_find(&mirror->models, reply->model);
+    bool gone = !reply->state || !reply->state[0];
+
+    if (gone && model)
+        models_remove(&mirror->models, model);
+    if (gone)
+        return;
+    if (!model)
+        model = models_add(&mirror->models, reply->model);
+    if (model)
+        model_fill(model, reply);
+}
+
+static void push_text(struct mirror *mirror, const struct hearth_reply *reply)
+{
+    static const char *const names[_MIRROR_PART_MAX] = {
+        [MIRROR_PROMETHEUS] = "prometheus", [MIRROR_POOL] = "pool",
+        [MIRROR_BATCHER] = "batcher",       [MIRROR_STREAMING] = "streaming",
+        [MIRROR_LOADER] = "loader",
+    };
+
+    for (int part = 0; part < _MIRROR_PART_MAX; part++)
+        if (names[part] && strcmp(names[part], reply->name) == 0)
+            take_item(mirror, part, reply);
+}
+
+static void push_begins(struct mirror *mirror, bool full, uint64_t now_us)
+{
+    mirror->pushing = true;
+    mirror->push_us = now_us;
+    mirror->push_is_full = full;
+    for (size_t i = 0; full && i < mirror->models.n; i++)
+        mirror->models.at[i].named = false;
+}
+
+static void push_ends(struct mirror *mirror)
+{
+    for (size_t i = mirror->models.n; mirror->push_is_full && i-- > 0;)
+        if (!mirror->models.at[i].named)
+            models_remove(&mirror->models, &mirror->models.at[i]);
+    mirror->pushing = false;
+    mirror->missing &= ~MISSING_PUSH;
+    copy_holds(mirror, mirror->push_us);
+    mirror->changes++;
+}
+
+void mirror_push(struct mirror *mirror, const struct hearth_reply *reply, uint64_t now_us)
+{
+    if (mirror->phase != CONNECTED || mirror->feed != FEED_PUSHED || reply->lost)
+        return;
+    mirror_heard(mirror, now_us);
+    if (!mirror->pushing || reply->lost_events > 0)
+        push_begins(mirror, reply->lost_events > 0 || (mirror->missing & MISSING_PUSH), now_us);
+    if (reply->lost_events > 0)
+        return;
+    if (reply->model) {
+        push_model(mirror, reply);
+    } else if (reply->name) {
+        push_text(mirror, reply);
+    } else {
+        take_item(mirror, MIRROR_STATUS, reply);
+        push_ends(mirror);
+    }
+}
+
+void mirror_unfed(struct mirror *mirror, bool refused, uint64_t now_us)
+{
+    if (mirror->phase != CONNECTED)
+        return;
+    mirror->feed = refused ? FEED_ASKED : FEED_NONE;
+    mirror->pushing = false;
+    mirror->missing &= ~MISSING_PUSH;
+    mirror_heard(mirror, now_us);
+}
+
+void mirror_pinged(struct mirror *mirror, uint64_t now_us)
+{
+    assert(mirror->phase == CONNECTED && !mirror->missing);
+    mirror->missing = MISSING_PONG;
+    mirror->asked_us = now_us;
+}
+
+/* What had changed before the ping has been pushed before the pong, or is about to be. */
+void mirror_ponged(struct mirror *mirror, uint64_t now_us)
+{
+    if (mirror->phase != CONNECTED || !(mirror->missing & MISSING_PONG))
+        return;
+    mirror_heard(mirror, now_us);
+    mirror->missing &= ~MISSING_PONG;
+    if (mirror->feed == FEED_PUSHED)
+        copy_holds(mirror, mirror->asked_us);
+}
+
 /* ---- the connection's life ---- */
 
 static void set_apart(struct mirror *mirror)
 {
     models_done(&mirror->incoming);
     mirror->phase = APART;
+    mirror->feed = FEED_NONE;
+    mirror->pushing = false;
     mirror->missing = 0;
     mirror->copy_us = 0;
     mirror->looked_us = 0;
@@ -327,10 +505,10 @@ void mirror_connected(struct mirror *mirror, uint64_t now_us)
     mirror_heard(mirror, now_us);
 }
 
-void mirror_asked(struct mirror *mirror, uint64_t now_us)
+void mirror_asked(struct mirror *mirror, uint32_t parts, uint64_t now_us)
 {
     assert(mirror->phase == CONNECTED && !mirror->missing);
-    mirror->missing = (1u << _MIRROR_PART_MAX) - 1u;
+    mirror->missing = parts;
     mirror->asked_us = now_us;
 }
 
@@ -361,9 +539,7 @@ static void model_chill(struct mirror_model *model)
     struct mirror_model cold = {.state = "cold"};
 
     memcpy(cold.name, model->name, sizeof(cold.name));
-    free(model->info);
-    free(model->stats);
-    free(model->sentence);
+    model_done(model);
     *model = cold;
 }
 

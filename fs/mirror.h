@@ -1,11 +1,18 @@
 /* The mirror: a copy of the daemon's values, and how far it can be trusted.
  *
- * A state machine over (events, now). Somebody who needs values says since when they must have been
- * asked for; mirror_answers() says whether the copy will do, mirror_next() what has to be done for
- * it (connect, ask), and the caller reports what came of it. The copy that stays is
+ * A state machine over (events, now). Somebody who needs values says since when they must hold;
+ * mirror_answers() says whether the copy will do, mirror_next() what has to be done for it, and the
+ * caller reports what came of it. The copy that stays is
  *   - at most MIRROR_AGE_US old while a daemon answers,
  *   - the last one while a daemon is silent (unresponsive),
  *   - cold models and their names while there is none (inactive).
+ *
+ * The daemon is asked once to push its values, and does when they change: then the copy holds as
+ * long as it is known to live, which a push or the answer to a ping shows. What an order has
+ * changed may not have been pushed when the order is acknowledged, so the models are asked for
+ * after one. A daemon that does not push (older than this, or on its way out) is asked for
+ * everything.
+ *
  * A question unanswered for MIRROR_PATIENCE_US by a daemon that has said nothing for
  * MIRROR_SILENCE_US makes it unresponsive; the first word from it ends that.
  *
@@ -23,13 +30,15 @@
 #define MIRROR_AGE_US      100000u
 #define MIRROR_SILENCE_US  1000000u
 #define MIRROR_PATIENCE_US 800000u
+/* Who only waits for changes has the daemon's life asked after so often. */
+#define MIRROR_PULSE_US 500000u
 /* Bounds of the copy: what is beyond is left out (models) or cut (texts). */
 #define MIRROR_MODELS_MAX     4096u
 #define MIRROR_TEXT_BYTES_MAX (1u << 20)
 #define MIRROR_NAME_MAX       128u
 #define MIRROR_WORD_BYTES     16u
 
-/* What a full question consists of; each part has its own answer. */
+/* What the copy consists of; each part that is asked for has its own answer. */
 enum mirror_part {
     MIRROR_STATUS,
     MIRROR_MODELS,
@@ -41,7 +50,17 @@ enum mirror_part {
     _MIRROR_PART_MAX,
 };
 
-enum mirror_action { MIRROR_NOTHING, MIRROR_CONNECT, MIRROR_ASK };
+#define MIRROR_BIT(part) (1u << (part))
+#define MIRROR_ALL_PARTS ((1u << _MIRROR_PART_MAX) - 1u)
+
+enum mirror_action {
+    MIRROR_NOTHING,
+    MIRROR_CONNECT,
+    MIRROR_FEED, /* have the values pushed */
+    MIRROR_PING,
+    MIRROR_ASK_MODELS,
+    MIRROR_ASK, /* all parts */
+};
 
 struct mirror_model {
     char name[MIRROR_NAME_MAX + 1];
@@ -49,6 +68,7 @@ struct mirror_model {
     uint64_t done_bytes, total_bytes, memory_bytes;
     uint64_t keep_alive_us, holds;
     bool preload, pinned;
+    bool named;     /* in the push under way; the mirror's own */
     char *info;     /* flat lines or NULL */
     char *stats;    /* flat lines or NULL */
     char *sentence; /* why it failed, or NULL */
@@ -61,15 +81,20 @@ struct mirror *mirror_free(struct mirror *mirror);
 
 /* ---- for those who need values ---- */
 
-/* Whether the copy answers somebody who wants values asked for at `since_us` or later. */
+/* Whether the copy answers somebody who wants values that held at `since_us` or later. */
 bool mirror_answers(const struct mirror *mirror, uint64_t since_us, uint64_t now_us);
-/* What is to be done for somebody who wants values asked for at `since_us` or later. */
+/* What is to be done for somebody who wants values that held at `since_us` or later. */
 enum mirror_action mirror_next(const struct mirror *mirror, uint64_t since_us);
+/* Since when values must hold for somebody who watches, that is waits for a change: what is pushed
+ * comes by itself. */
+uint64_t mirror_watch_since_us(const struct mirror *mirror, uint64_t now_us);
 /* When time alone changes mirror_answers() or mirror_next(), the latter only where somebody is
- * `watching` (wants values at most MIRROR_AGE_US old until further notice). UINT64_MAX: never. */
+ * `watching`. UINT64_MAX: never. */
 uint64_t mirror_due_us(const struct mirror *mirror, bool watching, uint64_t now_us);
-/* What was asked before `now_us` answers nobody from now on (something has been changed). */
+/* What held before `now_us` answers nobody from now on (something has been changed). */
 void mirror_expire(struct mirror *mirror, uint64_t now_us);
+/* When the copy last held, as far as is known. */
+uint64_t mirror_held_us(const struct mirror *mirror);
 /* Grows whenever the copy may have changed. */
 uint64_t mirror_changes(const struct mirror *mirror);
 
@@ -100,8 +125,16 @@ void mirror_deaf(struct mirror *mirror, uint64_t now_us);
 void mirror_lost(struct mirror *mirror);
 /* The daemon takes no more questions on this connection, it is on its way out. */
 void mirror_going(struct mirror *mirror, uint64_t now_us);
-/* All parts have been asked for. */
-void mirror_asked(struct mirror *mirror, uint64_t now_us);
+/* The values are to be pushed from now on; the first push is awaited. */
+void mirror_feeding(struct mirror *mirror, uint64_t now_us);
+/* An item of a push. */
+void mirror_push(struct mirror *mirror, const struct hearth_reply *reply, uint64_t now_us);
+/* No more pushes. `refused`: the daemon has ended them, and is asked from now on. */
+void mirror_unfed(struct mirror *mirror, bool refused, uint64_t now_us);
+void mirror_pinged(struct mirror *mirror, uint64_t now_us);
+void mirror_ponged(struct mirror *mirror, uint64_t now_us);
+/* These parts have been asked for. */
+void mirror_asked(struct mirror *mirror, uint32_t parts, uint64_t now_us);
 /* An answer to a part, or to anything else (mirror_heard). */
 void mirror_take(struct mirror *mirror, enum mirror_part part, const struct hearth_reply *reply,
                  uint64_t now_us);

@@ -20,27 +20,29 @@ static const char readme[] =
     "models/NAME/state    cold, queued, loading, warming, ready, draining or failed\n"
     "models/NAME/preload  write 1 to load the model in the background, 0 to unload it;\n"
     "                     reads 1 from a load that was asked for until unload or eviction\n"
+    "models/NAME/hold     kept loaded while somebody has it open for writing; reads how many do\n"
     "models/NAME/wait     a read ends when nothing is under way any more, with the state\n"
     "models/NAME/progress bytes loaded, bytes in all\n"
     "models/NAME/error    why loading failed; empty otherwise\n"
     "models/NAME/memory   bytes of memory it takes now\n"
-    "models/NAME/pinned   1: never evicted\n"
-    "models/NAME/keep_alive  seconds it stays after its last use; 0: until it is evicted\n"
+    "models/NAME/pinned   1: never evicted; administrators write it\n"
+    "models/NAME/keep_alive  seconds it stays after its last use, 0: until it is evicted;\n"
+    "                     administrators write it\n"
     "models/NAME/info     what the model is\n"
     "models/NAME/stats    what it has done\n"
     "metrics/hearth.prom  all metrics as Prometheus text\n"
     "metrics/NAME         one metric\n"
     "{pool,batcher,streaming,loader}/stats  metrics by subject\n"
+    "events               what happens from now on, one JSON object a line; a read waits for it\n"
     "\n"
-    "A file keeps what it held when it was opened: open it again to see what has changed, or "
-    "poll(2)\n"
-    "it for POLLPRI and read from offset 0.\n"
+    "A file keeps what it held when it was opened: open it again to see what has changed, or\n"
+    "poll(2) it for POLLPRI and read from offset 0.\n"
     "\n"
-    "While no service runs every model is cold and status says inactive. From a service that has "
-    "not\n"
-    "said a word for a second the last values are shown and status says unresponsive.\n"
+    "While no service runs every model is cold and status says inactive. From a service that has\n"
+    "not said a word for a second the last values are shown and status says unresponsive.\n"
     "\n"
-    "    echo 1 >models/ember/preload && cat models/ember/wait\n";
+    "    echo 1 >models/ember/preload && cat models/ember/wait\n"
+    "    exec 9>models/ember/hold     (and 9>&- to let go)\n";
 
 /* ---- the single values ---- */
 
@@ -87,6 +89,7 @@ static int put_model(FILE *out, const struct mirror_model *model, enum tree_what
     case TREE_PRELOAD: put_number(out, model->preload); break;
     case TREE_PINNED: put_number(out, model->pinned); break;
     case TREE_KEEP_ALIVE: put_seconds(out, model->keep_alive_us); break;
+    case TREE_HOLD: put_number(out, model->holds); break;
     case TREE_ERROR:
         put_text(out, strcmp(model->state, "failed") == 0 ? model->sentence : NULL);
         break;
@@ -316,6 +319,42 @@ int render_parse_switch(const char *text, size_t bytes, bool *ret_on)
     if (bytes != 1 || (text[0] != '0' && text[0] != '1'))
         return -EINVAL;
     *ret_on = text[0] == '1';
+    return 0;
+}
+
+/* Reads digits at *at: how many, their number in *ret. */
+static size_t digits_at(const char *text, size_t bytes, size_t at, uint64_t *ret)
+{
+    size_t n = 0;
+
+    *ret = 0;
+    for (; at + n < bytes && text[at + n] >= '0' && text[at + n] <= '9'; n++)
+        if (n < 18)
+            *ret = *ret * 10 + (uint64_t)(text[at + n] - '0');
+    return n;
+}
+
+int render_parse_seconds(const char *text, size_t bytes, uint64_t *ret_us)
+{
+    uint64_t seconds, fraction = 0;
+    size_t n, more = 0;
+
+    if (bytes > 0 && text[bytes - 1] == '\n')
+        bytes--;
+    n = digits_at(text, bytes, 0, &seconds);
+    if (n == 0 || n > 8)
+        return -EINVAL;
+    if (n < bytes && text[n] == '.') {
+        more = digits_at(text, bytes, n + 1, &fraction);
+        if (more == 0 || more > 6)
+            return -EINVAL;
+        for (size_t i = more; i < 6; i++)
+            fraction *= 10;
+        more++;
+    }
+    if (n + more != bytes || seconds * 1000000u + fraction > RENDER_SECONDS_MAX * 1000000ull)
+        return -EINVAL;
+    *ret_us = seconds * 1000000u + fraction;
     return 0;
 }
 

@@ -28,6 +28,10 @@ char **render_names_free(char **names, size_t n);
 
 /* "1" or "0", with or without a newline; -EINVAL for anything else. */
 int render_parse_switch(const char *text, size_t bytes, bool *ret_on);
+/* Seconds as render_node() spells them: digits, and up to six more behind a point, with or without
+ * a newline; -EINVAL for anything else and beyond RENDER_SECONDS_MAX. */
+#define RENDER_SECONDS_MAX 31536000u /* 365 days, as in the configuration */
+int render_parse_seconds(const char *text, size_t bytes, uint64_t *ret_us);
 
 /* Whether a model in this state has nothing under way: none of queued, loading, warming, draining.
  */

@@ -27,6 +27,7 @@
 
 struct session {
     struct mirror *mirror;
+    struct events *events;
     struct link *link;
     struct view *view;
     struct fuse_session *fuse;
@@ -134,9 +135,11 @@ static int open_daemon(struct session *session, const struct session_options *op
     files_owner(options, &uid, &gid);
     r = mirror_new(&session->mirror);
     if (r == 0)
-        r = link_new(socket_path, session->mirror, &session->link);
+        r = events_new(&session->events);
     if (r == 0)
-        r = view_new(session->mirror, session->link, uid, gid, &session->view);
+        r = link_new(socket_path, uid == 0, session->mirror, session->events, &session->link);
+    if (r == 0)
+        r = view_new(session->mirror, session->link, session->events, uid, gid, &session->view);
     if (r == -ENAMETOOLONG)
         return fault_set(ret_fault, r,
                          "the path of the status socket that belongs to %s is too long",
@@ -205,6 +208,7 @@ static void session_done(struct session *session)
         fuse_session_unmount(session->fuse);
     if (session->fuse)
         fuse_session_destroy(session->fuse);
+    events_free(session->events);
     mirror_free(session->mirror);
     if (session->signal_fd >= 0)
         close(session->signal_fd);

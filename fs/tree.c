@@ -18,6 +18,7 @@
 #define DIR_MODE      (S_IFDIR | 0555)
 #define VALUE_MODE    (S_IFREG | 0444)
 #define WRITABLE_MODE (S_IFREG | 0664)
+#define HOLD_MODE     (S_IFREG | 0660)
 #define WAITING_MODE  (S_IFREG | 0440)
 
 enum {
@@ -36,6 +37,7 @@ enum {
     INO_STREAMING,
     INO_LOADER_DIR,
     INO_LOADER,
+    INO_EVENTS,
     _INO_FIXED_MAX,
 };
 
@@ -62,6 +64,7 @@ static const struct row fixed[_INO_FIXED_MAX] = {
     [INO_STREAMING] = {INO_STREAMING_DIR, "stats", TREE_STREAMING, VALUE_MODE},
     [INO_LOADER_DIR] = {INO_ROOT, "loader", TREE_DIR, DIR_MODE},
     [INO_LOADER] = {INO_LOADER_DIR, "stats", TREE_LOADER, VALUE_MODE},
+    [INO_EVENTS] = {INO_ROOT, "events", TREE_EVENTS, WAITING_MODE},
 };
 static_assert(_INO_FIXED_MAX <= (1u << FILE_BITS), "fixed numbers end where ids begin");
 
@@ -71,11 +74,17 @@ static const struct {
     enum tree_what what;
     mode_t mode;
 } model_files[] = {
-    {"state", TREE_STATE, VALUE_MODE},           {"progress", TREE_PROGRESS, VALUE_MODE},
-    {"preload", TREE_PRELOAD, WRITABLE_MODE},    {"pinned", TREE_PINNED, VALUE_MODE},
-    {"keep_alive", TREE_KEEP_ALIVE, VALUE_MODE}, {"wait", TREE_WAIT, WAITING_MODE},
-    {"error", TREE_ERROR, VALUE_MODE},           {"info", TREE_INFO, VALUE_MODE},
-    {"memory", TREE_MEMORY, VALUE_MODE},         {"stats", TREE_STATS, VALUE_MODE},
+    {"state", TREE_STATE, VALUE_MODE},
+    {"progress", TREE_PROGRESS, VALUE_MODE},
+    {"preload", TREE_PRELOAD, WRITABLE_MODE},
+    {"pinned", TREE_PINNED, WRITABLE_MODE},
+    {"keep_alive", TREE_KEEP_ALIVE, WRITABLE_MODE},
+    {"hold", TREE_HOLD, HOLD_MODE},
+    {"wait", TREE_WAIT, WAITING_MODE},
+    {"error", TREE_ERROR, VALUE_MODE},
+    {"info", TREE_INFO, VALUE_MODE},
+    {"memory", TREE_MEMORY, VALUE_MODE},
+    {"stats", TREE_STATS, VALUE_MODE},
 };
 static_assert(ELEMENTSOF(model_files) <= FILE_MASK, "a file's number fits its bits");
 

@@ -35,6 +35,7 @@ enum tree_what {
     TREE_BATCHER,
     TREE_STREAMING,
     TREE_LOADER,
+    TREE_EVENTS,
     /* One a metric. */
     TREE_METRIC,
     /* One a model. */
@@ -43,6 +44,7 @@ enum tree_what {
     TREE_PRELOAD,
     TREE_PINNED,
     TREE_KEEP_ALIVE,
+    TREE_HOLD,
     TREE_WAIT,
     TREE_ERROR,
     TREE_INFO,

@@ -5,6 +5,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import threading
@@ -15,17 +16,26 @@ from lib.harness import BUILD, Failure, Skip, expect, test, wait_for
 STATE = "models/alpha/state"
 PRELOAD = "models/alpha/preload"
 WAIT = "models/alpha/wait"
+HOLD = "models/alpha/hold"
+PINNED = "models/alpha/pinned"
+KEEP_ALIVE = "models/alpha/keep_alive"
+NOBODY = 65534
 
 
 class Fake:
     """A status-daemon on a socket in the test's folder, obeying commands."""
 
-    def __init__(self, t, *flags):
+    def __init__(self, t, *flags, uid=None):
         path = BUILD / "tests" / "status-daemon"
         if not path.exists():
             raise Skip("status-daemon is not built")
         self.socket = t.dir / "s"
-        self.process = t.start(path, *flags, self.socket, stdin=subprocess.PIPE,
+        args = [path]
+        if uid is not None:  # who may not come where the build is
+            args = [t.need_program("setpriv"), f"--reuid={uid}", f"--regid={uid}", "--clear-groups",
+                    shutil.copy(path, t.dir / "status-daemon")]
+            os.chmod(t.dir, 0o777)
+        self.process = t.start(*args, *flags, self.socket, stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, text=True)
         self._answer()
 
@@ -99,12 +109,12 @@ class Reader:
 @test
 def tree_holds_what_the_contract_says(t):
     m = t.mount(Fake(t))
-    expect(names(m) == ["README", "batcher", "loader", "metrics", "models", "pool", "status",
+    expect(names(m) == ["README", "batcher", "events", "loader", "metrics", "models", "pool", "status",
                         "streaming", "version"], names(m))
     expect(names(m, "models") == ["alpha"], names(m, "models"))
-    expect(set(names(m, "models/alpha")) >= {
-        "state", "progress", "preload", "info", "error", "pinned", "keep_alive", "memory", "stats",
-        "wait"}, names(m, "models/alpha"))
+    expect(set(names(m, "models/alpha")) == {
+        "state", "progress", "preload", "info", "error", "pinned", "keep_alive", "hold", "memory",
+        "stats", "wait"}, names(m, "models/alpha"))
     expect(names(m, "metrics") == ["hearth.prom", "steps_total"], names(m, "metrics"))
     for folder in ("pool", "batcher", "streaming", "loader"):
         expect(names(m, folder) == ["stats"], names(m, folder))
@@ -158,8 +168,9 @@ def models_that_come_and_go_are_directories_that_do(t):
 def modes_say_who_may_what(t):
     t.need_root()
     m = t.mount(Fake(t))
-    for name, mode in ((STATE, 0o444), (PRELOAD, 0o664), (WAIT, 0o440), ("status", 0o444),
-                       ("models", 0o555)):
+    for name, mode in ((STATE, 0o444), (PRELOAD, 0o664), (PINNED, 0o664), (KEEP_ALIVE, 0o664),
+                       (HOLD, 0o660), (WAIT, 0o440), ("events", 0o440), ("status", 0o444),
+                       ("models", 0o555), ("metrics/hearth.prom", 0o444)):
         st = os.stat(m.path / name)
         expect(stat.S_IMODE(st.st_mode) == mode, f"{name} has mode {st.st_mode:o}")
         expect(st.st_uid == 0, f"{name} belongs to {st.st_uid}")
@@ -168,7 +179,7 @@ def modes_say_who_may_what(t):
 @test
 def what_cannot_be_written_is_nobodys_to_write(t):
     m = t.mount(Fake(t))
-    for name in (STATE, WAIT, "status", "metrics/hearth.prom", "models/alpha/error"):
+    for name in (STATE, WAIT, "status", "metrics/hearth.prom", "models/alpha/error", "events"):
         fails(errno.EACCES, lambda: m.write(name, "1"))
         fails(errno.EACCES, lambda: os.truncate(m.path / name, 0))
     # Root may where modes forbid; the filesystem then says that it is not possible.
@@ -286,21 +297,89 @@ def _errno_of(action):
     return 0
 
 
+# Does what its arguments say as another user: uid, gid, groups ("-": none), a file, a text to write
+# ("-": open it for reading). Prints what was read, or the errno.
+AS_USER = """
+import os, sys
+uid, gid, groups, path, text = sys.argv[1:]
+os.setgroups([int(g) for g in groups.split(",") if g != "-"])
+os.setgid(int(gid))
+os.setuid(int(uid))
+try:
+    fd = os.open(path, os.O_RDONLY if text == "-" else os.O_WRONLY)
+    print(os.read(fd, 4096).decode() if text == "-" else os.write(fd, text.encode()))
+except OSError as e:
+    print(e.errno)
+"""
+
+
+def as_user(t, m, uid, gid, groups, name, text):
+    return t.run("/usr/bin/python3", "-c", AS_USER, uid, gid, groups, m.path / name, text).out.strip()
+
+
 @test
-def only_roots_and_its_own_uid_give_orders(t):
+def orders_go_in_the_name_of_who_opened_the_file(t):
     t.need_root()
     fake = Fake(t)
     m = t.mount(fake)
     gid = os.stat(m.path / PRELOAD).st_gid
-    script = ("import os\nos.setgroups([])\nos.setgid({gid})\nos.setuid(65534)\n"
-              "print(open('{state}').read().strip())\n"
-              "try:\n    os.write(os.open('{preload}', os.O_WRONLY), b'1')\n"
-              "except OSError as e:\n    print(e.errno)\n")
-    for group in (gid, 65534):
-        r = t.run("/usr/bin/python3", "-c",
-                  script.format(gid=group, state=m.path / STATE, preload=m.path / PRELOAD))
-        expect(r.out == f"cold\n{errno.EACCES}\n", f"{r}")
-    expect(fake.count("warm") == 0, "somebody else's order was passed on")
+    m.write(PRELOAD, "1")
+    expect(fake.do("caller") == "self", fake.do("caller"))
+    for name, text in ((PRELOAD, "0"), (PINNED, "1"), (KEEP_ALIVE, "30")):
+        given = as_user(t, m, 12345, gid, "4242,77", name, text)
+        expect(given == str(len(text)), f"{name}: {given}")
+        expect(fake.do("caller") == f"12345 {gid} 77 4242", fake.do("caller"))
+    # the group of the mount may be a supplementary one
+    expect(as_user(t, m, 12345, 777, str(gid), PRELOAD, "1") == "1", "the group may not")
+    expect(fake.do("caller") == f"12345 777 {gid}", fake.do("caller"))
+    orders = [fake.count(c) for c in ("warm", "unload", "set")]
+    expect(orders == [2, 1, 2], f"{orders}")
+
+
+@test
+def modes_keep_others_out(t):
+    t.need_root()
+    fake = Fake(t)
+    m = t.mount(fake)
+    expect(as_user(t, m, NOBODY, NOBODY, "-", STATE, "-") == "cold", "a value cannot be read")
+    for name, text in ((PRELOAD, "1"), (PINNED, "1"), (KEEP_ALIVE, "1"), (HOLD, ""), (HOLD, "-"),
+                       (WAIT, "-"), ("events", "-")):
+        given = as_user(t, m, NOBODY, NOBODY, "-", name, text)
+        expect(given == str(errno.EACCES), f"{name}: {given}")
+    orders = [fake.count(c) for c in ("warm", "unload", "set", "hold")]
+    expect(orders == [0, 0, 0, 0], f"somebody else's order was passed on: {orders}")
+
+
+@test
+def rights_are_those_of_open_and_not_of_write(t):
+    t.need_root()
+    fake = Fake(t)
+    m = t.mount(fake)
+    gid = os.stat(m.path / PRELOAD).st_gid
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:  # hands an open file to root
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(4711)
+        socket.send_fds(theirs, [b"x"], [os.open(m.path / PRELOAD, os.O_WRONLY)])
+        os._exit(0)
+    _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+    expect(os.waitpid(pid, 0)[1] == 0, "the user cannot open it")
+    expect(os.write(fds[0], b"1") == 1, "the file cannot be written")
+    expect(fake.do("caller") == f"4711 {gid}", fake.do("caller"))
+    os.close(fds[0])
+    # inherited, it is still his who opened it
+    fd = os.open(m.path / PRELOAD, os.O_WRONLY)
+    pid = os.fork()
+    if pid == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        os._exit(0 if os.write(fd, b"0") == 1 else 1)
+    expect(os.waitpid(pid, 0)[1] == 0, "the heir cannot write")
+    expect(fake.do("caller") == "self" and fake.count("unload") == 1, fake.do("caller"))
+    os.close(fd)
 
 
 # ---- bad days of the daemon ----
@@ -586,8 +665,15 @@ def mount_helper_hands_over_a_mount_without_privileges(t):
         expect((t.dir / "m" / STATE).read_text() == "cold\n", "the state cannot be read")
         st = os.stat(t.dir / "m" / PRELOAD)
         expect(st.st_uid == 0, f"preload belongs to {st.st_uid}")
+        # The daemon is another's: it would not believe us whom we speak for.
+        fails(errno.EACCES, lambda: (t.dir / "m" / PRELOAD).write_text("1"))
+        fails(errno.EACCES, lambda: (t.dir / "m" / HOLD).open("w"))
+        expect(fake.count("warm") + fake.count("hold") == 0, "an order was passed on")
+        fake.stop()
+        fake = Fake(t, uid=NOBODY)
         (t.dir / "m" / PRELOAD).write_text("1")
         expect(fake.count("warm") == 1, "root's order did not arrive")
+        expect(fake.do("caller").startswith("0 0"), fake.do("caller"))
     finally:
         t.run("umount", t.dir / "m")
 

@@ -1,6 +1,7 @@
 #include "tests/support/status_daemon.h"
 
 #include <assert.h>
+#include <endian.h>
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -17,6 +18,8 @@
 #define CLIENTS_MAX 32u
 #define INPUT_BYTES 65536u
 #define TYPES_MAX   32u
+#define HOLDS_MAX   128u
+#define CALLER_MAX  512u
 
 /* A test cannot go on without it. */
 #define MUST(expression)         \
@@ -30,6 +33,9 @@
 struct client {
     int fd; /* -1: free */
     bool greeted;
+    uint64_t values_id, events_id; /* of its subscriptions; 0: none */
+    bool fed;                      /* has had its first push */
+    uint64_t holds[HOLDS_MAX];     /* ids; 0: free */
     uint8_t in[INPUT_BYTES];
     size_t n_in;
 };
@@ -39,8 +45,10 @@ struct status_daemon {
     int main_fd, status_fd, wake_fd;
     pthread_t thread;
     pthread_mutex_t lock; /* guards all below, and the clients */
-    bool over, mute;
-    char model[64], state[32];
+    bool over, mute, push;
+    char model[64], gone[64], state[32], caller[CALLER_MAX];
+    bool pinned;
+    uint64_t keep_alive_us;
     const char *refuse;
     uint64_t counts[TYPES_MAX];
     struct client clients[CLIENTS_MAX];
@@ -66,7 +74,9 @@ static void client_close(struct client *client)
         close(client->fd);
     client->fd = -1;
     client->n_in = 0;
-    client->greeted = false;
+    client->greeted = client->fed = false;
+    client->values_id = client->events_id = 0;
+    memset(client->holds, 0, sizeof(client->holds));
 }
 
 static void send_all(struct client *client, struct wire_buffer *out)
@@ -88,6 +98,16 @@ static void put_end(struct wire_buffer *out, uint64_t id, const char *code)
     wire_end(out);
 }
 
+static uint64_t n_holds(const struct status_daemon *daemon)
+{
+    uint64_t n = 0;
+
+    for (size_t i = 0; i < CLIENTS_MAX; i++)
+        for (size_t k = 0; k < HOLDS_MAX; k++)
+            n += daemon->clients[i].holds[k] != 0;
+    return n;
+}
+
 static void put_model(const struct status_daemon *daemon, struct wire_buffer *out, uint64_t id)
 {
     bool ready = strcmp(daemon->state, "ready") == 0;
@@ -97,6 +117,9 @@ static void put_model(const struct status_daemon *daemon, struct wire_buffer *ou
     wire_put_text(out, TAG_STATE, daemon->state);
     wire_put_number(out, TAG_DONE_BYTES, ready ? 1000 : 0);
     wire_put_number(out, TAG_TOTAL_BYTES, 1000);
+    wire_put_number(out, TAG_PINNED, daemon->pinned);
+    wire_put_number(out, TAG_KEEP_ALIVE_US, daemon->keep_alive_us);
+    wire_put_number(out, TAG_HOLDS, n_holds(daemon));
     wire_end(out);
 }
 
@@ -108,29 +131,176 @@ static void put_status(struct wire_buffer *out, uint64_t id)
     wire_end(out);
 }
 
-static void put_metrics(struct wire_buffer *out, uint64_t id, const struct wire_option *name)
+static void put_metrics(struct wire_buffer *out, uint64_t id, const char *name)
 {
     char text[128];
 
-    if (wire_option_is(name, "prometheus"))
+    if (strcmp(name, "prometheus") == 0)
         strcpy(text, "# TYPE hearth_steps_total counter\nhearth_steps_total 5\n");
     else
-        snprintf(text, sizeof(text), "section_%.*s 1\n", (int)MIN(name->len, 32u), name->value);
+        snprintf(text, sizeof(text), "section_%.32s 1\n", name);
     wire_begin(out, WIRE_ITEM, id);
+    wire_put_text(out, TAG_NAME, name);
     wire_put_text(out, TAG_TEXT, text);
     wire_end(out);
+}
+
+static void put_push(struct status_daemon *daemon, struct client *client)
+{
+    static const char *const sections[] = {"prometheus", "pool", "batcher", "streaming", "loader"};
+    struct wire_buffer out = {0};
+
+    if (client->fed && daemon->gone[0]) {
+        wire_begin(&out, WIRE_ITEM, client->values_id);
+        wire_put_text(&out, TAG_MODEL, daemon->gone);
+        wire_end(&out);
+    }
+    put_model(daemon, &out, client->values_id);
+    for (size_t i = 0; !client->fed && i < ELEMENTSOF(sections); i++)
+        put_metrics(&out, client->values_id, sections[i]);
+    put_status(&out, client->values_id);
+    client->fed = true;
+    send_all(client, &out);
+}
+
+/* Pushes to all who have subscribed. */
+static void push(struct status_daemon *daemon)
+{
+    for (size_t i = 0; !daemon->mute && i < CLIENTS_MAX; i++)
+        if (daemon->clients[i].fd >= 0 && daemon->clients[i].values_id)
+            put_push(daemon, &daemon->clients[i]);
+    daemon->gone[0] = '\0';
+}
+
+static void note_caller(struct status_daemon *daemon, const struct wire_option *option)
+{
+    size_t used = 0;
+
+    daemon->caller[0] = '\0';
+    for (uint32_t at = 0; at + 4 <= option->len && used + 16 < CALLER_MAX; at += 4) {
+        uint32_t word;
+        memcpy(&word, option->value + at, sizeof(word));
+        used += (size_t)snprintf(daemon->caller + used, CALLER_MAX - used, at ? " %u" : "%u",
+                                 le32toh(word));
+    }
+}
+
+/* What a request says, as far as anybody here wants to know. */
+struct asked {
+    char word[64]; /* model or name */
+    bool has_pinned, pinned, has_keep_alive;
+    uint64_t keep_alive_us;
+};
+
+static void parse(struct status_daemon *daemon, const uint8_t *body, size_t len,
+                  struct asked *ret_asked)
+{
+    struct wire_reader reader;
+    struct wire_option option;
+    uint64_t number = 0;
+
+    *ret_asked = (struct asked){0};
+    strcpy(daemon->caller, "self");
+    wire_reader_init(&reader, body, len);
+    while (wire_reader_next(&reader, &option) > 0) {
+        (void)wire_option_number(&option, &number);
+        switch (option.tag) {
+        case TAG_MODEL:
+        case TAG_NAME:
+            snprintf(ret_asked->word, sizeof(ret_asked->word), "%.*s", (int)MIN(option.len, 63u),
+                     (const char *)option.value);
+            break;
+        case TAG_ON_BEHALF_OF: note_caller(daemon, &option); break;
+        case TAG_PINNED:
+            ret_asked->has_pinned = true;
+            ret_asked->pinned = number;
+            break;
+        case TAG_KEEP_ALIVE_US:
+            ret_asked->has_keep_alive = true;
+            ret_asked->keep_alive_us = number;
+            break;
+        default: break;
+        }
+    }
+}
+
+static void set(struct status_daemon *daemon, const struct asked *asked)
+{
+    if (daemon->refuse)
+        return;
+    if (asked->has_pinned)
+        daemon->pinned = asked->pinned;
+    if (asked->has_keep_alive)
+        daemon->keep_alive_us = asked->keep_alive_us;
+}
+
+static void hold(struct status_daemon *daemon, struct client *client, uint64_t id,
+                 struct wire_buffer *out)
+{
+    for (size_t i = 0; !daemon->refuse && i < HOLDS_MAX; i++) {
+        if (client->holds[i])
+            continue;
+        client->holds[i] = id;
+        if (strcmp(daemon->state, "cold") == 0)
+            strcpy(daemon->state, "queued");
+        put_model(daemon, out, id);
+        return;
+    }
+    put_end(out, id, daemon->refuse ? daemon->refuse : "busy");
+}
+
+static void subscribe(struct status_daemon *daemon, struct client *client, uint64_t id,
+                      const char *what, struct wire_buffer *out)
+{
+    bool values = strcmp(what, "values") == 0;
+
+    if (values && !daemon->push) {
+        put_end(out, id, "bad-request");
+        return;
+    }
+    if (values) {
+        client->values_id = id;
+        client->fed = false;
+        put_push(daemon, client);
+    } else {
+        client->events_id = id;
+    }
+}
+
+static void cancel(struct client *client, uint64_t id, struct wire_buffer *out)
+{
+    bool found = id == client->values_id || id == client->events_id;
+
+    if (id == client->values_id)
+        client->values_id = 0;
+    if (id == client->events_id)
+        client->events_id = 0;
+    for (size_t i = 0; i < HOLDS_MAX; i++)
+        if (client->holds[i] == id) {
+            client->holds[i] = 0;
+            found = true;
+        }
+    if (found)
+        put_end(out, id, NULL);
+}
+
+static bool is_order(uint16_t type)
+{
+    return type == WIRE_WARM || type == WIRE_UNLOAD || type == WIRE_SET || type == WIRE_HOLD;
 }
 
 static void answer(struct status_daemon *daemon, struct client *client,
                    const struct wire_header *header, const uint8_t *body)
 {
     struct wire_buffer out = {0};
-    struct wire_reader reader;
-    struct wire_option option = {0};
+    struct asked asked;
+    char caller[CALLER_MAX];
 
     daemon->counts[header->type % TYPES_MAX]++;
-    wire_reader_init(&reader, body, header->body_len);
-    (void)wire_reader_next(&reader, &option);
+    strcpy(caller, daemon->caller);
+    parse(daemon, body, header->body_len, &asked);
+    if (!is_order(header->type))
+        strcpy(daemon->caller, caller);
     switch (header->type) {
     case WIRE_HELLO:
         wire_append(&out, WIRE_MAGIC, WIRE_MAGIC_BYTES);
@@ -139,10 +309,13 @@ static void answer(struct status_daemon *daemon, struct client *client,
         wire_put_number(&out, TAG_FRAME_LIMIT, WIRE_DEFAULT_FRAME);
         wire_end(&out);
         break;
-    case WIRE_CANCEL: break; /* a note, no request: it has no answer */
+    case WIRE_PING: put_end(&out, header->id, NULL); break;
+    case WIRE_CANCEL: cancel(client, header->id, &out); break;
     case WIRE_STATUS: put_status(&out, header->id); goto done;
     case WIRE_MODELS: put_model(daemon, &out, header->id); goto done;
-    case WIRE_METRICS: put_metrics(&out, header->id, &option); goto done;
+    case WIRE_METRICS: put_metrics(&out, header->id, asked.word); goto done;
+    case WIRE_HOLD: hold(daemon, client, header->id, &out); break;
+    case WIRE_SUBSCRIBE: subscribe(daemon, client, header->id, asked.word, &out); break;
     case WIRE_WARM:
         if (!daemon->refuse)
             strcpy(daemon->state, "queued");
@@ -153,6 +326,10 @@ static void answer(struct status_daemon *daemon, struct client *client,
             strcpy(daemon->state, "cold");
         put_end(&out, header->id, daemon->refuse);
         break;
+    case WIRE_SET:
+        set(daemon, &asked);
+        put_end(&out, header->id, daemon->refuse);
+        break;
     default:
         put_end(&out, header->id, "bad-request");
         break;
@@ -160,6 +337,8 @@ static void answer(struct status_daemon *daemon, struct client *client,
         put_end(&out, header->id, NULL);
     }
     send_all(client, &out);
+    if (is_order(header->type))
+        push(daemon);
 }
 
 /* Answers the whole frames that have arrived. */
@@ -255,6 +434,8 @@ static struct status_daemon *start(const char *path, bool activated)
     snprintf(daemon->status_path, sizeof(daemon->status_path), "%s.status", path);
     strcpy(daemon->model, "alpha");
     strcpy(daemon->state, "cold");
+    strcpy(daemon->caller, "nobody yet");
+    daemon->push = true;
     for (size_t i = 0; i < CLIENTS_MAX; i++)
         daemon->clients[i].fd = -1;
     pthread_mutex_init(&daemon->lock, NULL);
@@ -307,7 +488,10 @@ struct status_daemon *status_daemon_stop(struct status_daemon *daemon)
 void status_daemon_set_model(struct status_daemon *daemon, const char *name)
 {
     pthread_mutex_lock(&daemon->lock);
+    if (strcmp(daemon->model, name) != 0)
+        strcpy(daemon->gone, daemon->model);
     snprintf(daemon->model, sizeof(daemon->model), "%s", name);
+    push(daemon);
     changed(daemon);
 }
 
@@ -315,6 +499,7 @@ void status_daemon_set_state(struct status_daemon *daemon, const char *state)
 {
     pthread_mutex_lock(&daemon->lock);
     snprintf(daemon->state, sizeof(daemon->state), "%s", state);
+    push(daemon);
     changed(daemon);
 }
 
@@ -322,6 +507,7 @@ void status_daemon_mute(struct status_daemon *daemon, bool mute)
 {
     pthread_mutex_lock(&daemon->lock);
     daemon->mute = mute;
+    push(daemon); /* what has changed meanwhile */
     changed(daemon);
 }
 
@@ -352,6 +538,65 @@ void status_daemon_hang_up(struct status_daemon *daemon)
     for (size_t i = 0; i < CLIENTS_MAX; i++)
         client_close(&daemon->clients[i]);
     changed(daemon);
+}
+
+void status_daemon_push(struct status_daemon *daemon, bool push)
+{
+    pthread_mutex_lock(&daemon->lock);
+    daemon->push = push;
+    changed(daemon);
+}
+
+void status_daemon_event(struct status_daemon *daemon, const char *text, uint64_t lost)
+{
+    pthread_mutex_lock(&daemon->lock);
+    for (size_t i = 0; i < CLIENTS_MAX; i++) {
+        struct wire_buffer out = {0};
+        if (daemon->clients[i].fd < 0 || !daemon->clients[i].events_id)
+            continue;
+        wire_begin(&out, WIRE_ITEM, daemon->clients[i].events_id);
+        if (lost > 0)
+            wire_put_number(&out, TAG_LOST, lost);
+        else
+            wire_put_text(&out, TAG_TEXT, text);
+        wire_end(&out);
+        send_all(&daemon->clients[i], &out);
+    }
+    changed(daemon);
+}
+
+void status_daemon_break_holds(struct status_daemon *daemon, const char *code)
+{
+    pthread_mutex_lock(&daemon->lock);
+    for (size_t i = 0; i < CLIENTS_MAX; i++) {
+        struct client *client = &daemon->clients[i];
+        for (size_t k = 0; client->fd >= 0 && k < HOLDS_MAX; k++) {
+            struct wire_buffer out = {0};
+            if (!client->holds[k])
+                continue;
+            put_end(&out, client->holds[k], code);
+            client->holds[k] = 0;
+            send_all(client, &out);
+        }
+    }
+    changed(daemon);
+}
+
+uint64_t status_daemon_holds(struct status_daemon *daemon)
+{
+    uint64_t n;
+
+    pthread_mutex_lock(&daemon->lock);
+    n = n_holds(daemon);
+    pthread_mutex_unlock(&daemon->lock);
+    return n;
+}
+
+void status_daemon_get_caller(struct status_daemon *daemon, char *ret_text, size_t size)
+{
+    pthread_mutex_lock(&daemon->lock);
+    snprintf(ret_text, size, "%s", daemon->caller);
+    pthread_mutex_unlock(&daemon->lock);
 }
 
 uint64_t status_daemon_count(struct status_daemon *daemon, enum wire_type type)

@@ -1,10 +1,12 @@
 /* status-daemon [--activated] PATH: the made-up daemon as a program, for process tests.
  *
  * Takes a command a line on stdin and answers each with a line on stdout, `ok` or a number; ends
- * with stdin. Commands: model NAME, state WORD, mute, unmute, refuse CODE, accept, goaway, hangup,
- * and count hello|models|warm|unload. */
+ * with stdin. Commands: model NAME, state WORD, mute, unmute, refuse CODE, accept, push 0|1,
+ * event TEXT, lose N, break CODE, goaway, hangup, holds, caller, and count
+ * hello|models|warm|unload|set|hold|subscribe|ping. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "lib/cleanup.h"
@@ -16,10 +18,9 @@ static int count(struct status_daemon *daemon, const char *name)
         const char *name;
         enum wire_type type;
     } types[] = {
-        {"hello", WIRE_HELLO},
-        {"models", WIRE_MODELS},
-        {"warm", WIRE_WARM},
-        {"unload", WIRE_UNLOAD},
+        {"hello", WIRE_HELLO},         {"models", WIRE_MODELS}, {"warm", WIRE_WARM},
+        {"unload", WIRE_UNLOAD},       {"set", WIRE_SET},       {"hold", WIRE_HOLD},
+        {"subscribe", WIRE_SUBSCRIBE}, {"ping", WIRE_PING},
     };
 
     for (size_t i = 0; i < ELEMENTSOF(types); i++)
@@ -31,10 +32,25 @@ static int count(struct status_daemon *daemon, const char *name)
 /* `refuse` keeps a pointer: its code lives here. */
 static char code[64];
 
-static int obey(struct status_daemon *daemon, const char *word, const char *argument)
+/* Commands that answer with something; -1: none of them. */
+static int tell(struct status_daemon *daemon, const char *word, const char *argument)
 {
+    char caller[256];
+
     if (strcmp(word, "count") == 0)
         return count(daemon, argument);
+    if (strcmp(word, "holds") == 0)
+        return printf("%" PRIu64 "\n", status_daemon_holds(daemon));
+    if (strcmp(word, "caller") != 0)
+        return -1;
+    status_daemon_get_caller(daemon, caller, sizeof(caller));
+    return puts(caller);
+}
+
+static int obey(struct status_daemon *daemon, const char *word, const char *argument)
+{
+    if (tell(daemon, word, argument) >= 0)
+        return 0;
     if (strcmp(word, "model") == 0)
         status_daemon_set_model(daemon, argument);
     else if (strcmp(word, "state") == 0)
@@ -45,6 +61,14 @@ static int obey(struct status_daemon *daemon, const char *word, const char *argu
         status_daemon_refuse(daemon, strcpy(code, argument));
     else if (strcmp(word, "accept") == 0)
         status_daemon_refuse(daemon, NULL);
+    else if (strcmp(word, "push") == 0)
+        status_daemon_push(daemon, argument[0] == '1');
+    else if (strcmp(word, "event") == 0)
+        status_daemon_event(daemon, argument, 0);
+    else if (strcmp(word, "lose") == 0)
+        status_daemon_event(daemon, NULL, strtoull(argument, NULL, 10));
+    else if (strcmp(word, "break") == 0)
+        status_daemon_break_holds(daemon, argument);
     else if (strcmp(word, "goaway") == 0)
         status_daemon_go_away(daemon);
     else if (strcmp(word, "hangup") == 0)
@@ -57,7 +81,7 @@ static int obey(struct status_daemon *daemon, const char *word, const char *argu
 int main(int argc, char **argv)
 {
     struct status_daemon *daemon;
-    char line[128], word[64], argument[64];
+    char line[8192], word[64], argument[8192];
 
     if (argc == 3 && strcmp(argv[1], "--activated") == 0)
         daemon = status_daemon_start_activated(argv[2]);
@@ -69,7 +93,7 @@ int main(int argc, char **argv)
     puts("ok");
     while (fgets(line, sizeof(line), stdin)) {
         argument[0] = '\0';
-        if (sscanf(line, "%63s %63s", word, argument) >= 1)
+        if (sscanf(line, "%63s %8191[^\n]", word, argument) >= 1)
             obey(daemon, word, argument);
     }
     status_daemon_stop(daemon);

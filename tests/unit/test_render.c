@@ -39,7 +39,7 @@ static void fill(const struct hearth_reply *model)
     cr_assert(mirror_new(&mirror) == 0);
     mirror_connecting(mirror, NOW);
     mirror_connected(mirror, NOW);
-    mirror_asked(mirror, NOW);
+    mirror_asked(mirror, MIRROR_ALL_PARTS, NOW);
     if (model)
         mirror_take(mirror, MIRROR_MODELS, model, NOW);
     mirror_take(mirror, MIRROR_PROMETHEUS,
@@ -69,6 +69,7 @@ static const struct hearth_reply loading = {
     .memory_bytes = 4096,
     .preload = true,
     .keep_alive_us = 1500000,
+    .holds = 3,
     .info = "arch llama\n",
     .stats = "requests 1\nloads 2",
     .sentence = "an old story",
@@ -104,6 +105,7 @@ Test(render, gives_each_file_of_a_model_its_value)
     expect(TREE_PINNED, "a", "0\n");
     expect(TREE_KEEP_ALIVE, "a", "1.5\n");
     expect(TREE_MEMORY, "a", "4096\n");
+    expect(TREE_HOLD, "a", "3\n");
     expect(TREE_INFO, "a", "arch llama\n");
     expect(TREE_STATS, "a", "requests 1\nloads 2\n");
 }
@@ -240,7 +242,7 @@ Test(render, takes_broken_prometheus_text_as_it_comes)
         cr_assert(mirror_new(&mirror) == 0);
         mirror_connecting(mirror, NOW);
         mirror_connected(mirror, NOW);
-        mirror_asked(mirror, NOW);
+        mirror_asked(mirror, MIRROR_ALL_PARTS, NOW);
         mirror_take(mirror, MIRROR_PROMETHEUS,
                     &(struct hearth_reply){.kind = HEARTH_ITEM, .text = texts[i]}, NOW);
         cr_assert(render_metric_names(texts[i], &names, &n) == 0);
@@ -293,6 +295,49 @@ Test(render, reads_a_switch_and_nothing_else)
         cr_assert(render_parse_switch(bad[i], strlen(bad[i]), &on) == -EINVAL, "%s", bad[i]);
     cr_assert(render_parse_switch("1\0", 2, &on) == -EINVAL);
     cr_assert(on);
+}
+
+Test(render, reads_seconds_as_it_writes_them)
+{
+    static const struct {
+        const char *text;
+        uint64_t us;
+    } good[] = {
+        {"0", 0},         {"0\n", 0},        {"30\n", 30000000},
+        {"1.5", 1500000}, {"0.000001\n", 1}, {"31536000", RENDER_SECONDS_MAX * 1000000ull},
+        {"007", 7000000},
+    };
+    static const char *const bad[] = {
+        "",
+        "\n",
+        ".",
+        ".5",
+        "1.",
+        "1.0000001",
+        "-1",
+        "1 ",
+        " 1",
+        "1\n\n",
+        "1s",
+        "banana",
+        "1e3",
+        "31536001",
+        "0x10",
+        "1.2.3",
+        "99999999999999999999",
+        "31536000.000001",
+    };
+    uint64_t us = 77;
+
+    for (size_t i = 0; i < ELEMENTSOF(good); i++) {
+        cr_assert(render_parse_seconds(good[i].text, strlen(good[i].text), &us) == 0, "%s",
+                  good[i].text);
+        cr_assert(us == good[i].us, "%s", good[i].text);
+    }
+    us = 77;
+    for (size_t i = 0; i < ELEMENTSOF(bad); i++)
+        cr_assert(render_parse_seconds(bad[i], strlen(bad[i]), &us) == -EINVAL, "%s", bad[i]);
+    cr_assert(us == 77);
 }
 
 Test(render, knows_which_states_are_on_their_way)

@@ -54,22 +54,24 @@ Test(tree, has_every_fixed_file_of_the_contract)
     static const struct {
         const char *path;
         enum tree_what what;
+        mode_t mode;
     } cases[] = {
-        {"README", TREE_README},
-        {"version", TREE_VERSION},
-        {"status", TREE_STATUS},
-        {"metrics/hearth.prom", TREE_PROMETHEUS},
-        {"pool/stats", TREE_POOL},
-        {"batcher/stats", TREE_BATCHER},
-        {"streaming/stats", TREE_STREAMING},
-        {"loader/stats", TREE_LOADER},
+        {"README", TREE_README, 0444},
+        {"version", TREE_VERSION, 0444},
+        {"status", TREE_STATUS, 0444},
+        {"metrics/hearth.prom", TREE_PROMETHEUS, 0444},
+        {"pool/stats", TREE_POOL, 0444},
+        {"batcher/stats", TREE_BATCHER, 0444},
+        {"streaming/stats", TREE_STREAMING, 0444},
+        {"loader/stats", TREE_LOADER, 0444},
+        {"events", TREE_EVENTS, 0440},
     };
 
     for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
         struct tree_node node;
         cr_assert(walk(cases[i].path, &node) == 0, "%s", cases[i].path);
         cr_assert(node.what == cases[i].what, "%s", cases[i].path);
-        cr_assert(node.mode == (S_IFREG | 0444), "%s", cases[i].path);
+        cr_assert(node.mode == (S_IFREG | cases[i].mode), "%s", cases[i].path);
         cr_assert(node.subject == NULL);
     }
 }
@@ -85,7 +87,8 @@ Test(tree, gives_each_model_its_files_with_their_modes)
         {"preload", TREE_PRELOAD, 0664}, {"wait", TREE_WAIT, 0440},
         {"error", TREE_ERROR, 0444},     {"info", TREE_INFO, 0444},
         {"memory", TREE_MEMORY, 0444},   {"stats", TREE_STATS, 0444},
-        {"pinned", TREE_PINNED, 0444},   {"keep_alive", TREE_KEEP_ALIVE, 0444},
+        {"pinned", TREE_PINNED, 0664},   {"keep_alive", TREE_KEEP_ALIVE, 0664},
+        {"hold", TREE_HOLD, 0660},
     };
 
     FOLLOW(TREE_MODELS, "ember");
@@ -130,7 +133,8 @@ Test(tree, lists_the_root_without_itself)
     char text[256] = "";
 
     cr_assert(tree_each(tree, TREE_ROOT, collect, text) == 0);
-    cr_assert_str_eq(text, "README version status models metrics pool batcher streaming loader ");
+    cr_assert_str_eq(text,
+                     "README version status models metrics pool batcher streaming loader events ");
 }
 
 Test(tree, a_vanished_model_is_gone_with_all_its_files)

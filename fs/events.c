@@ -1,0 +1,168 @@
+#include "fs/events.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/cleanup.h"
+
+/* A line, or where `text` is NULL `lost` events that nobody has. */
+struct event {
+    char *text;
+    uint64_t lost;
+};
+
+struct events {
+    uint64_t next; /* number of the event that comes next */
+    struct event ring[EVENTS_KEPT];
+};
+
+int events_new(struct events **ret_events)
+{
+    struct events *events = calloc(1, sizeof(*events));
+
+    if (!events)
+        return -ENOMEM;
+    *ret_events = events;
+    return 0;
+}
+
+struct events *events_free(struct events *events)
+{
+    if (!events)
+        return NULL;
+    for (size_t i = 0; i < EVENTS_KEPT; i++)
+        free(events->ring[i].text);
+    free(events);
+    return NULL;
+}
+
+static void push(struct events *events, char *text, uint64_t lost)
+{
+    struct event *event = &events->ring[events->next++ % EVENTS_KEPT];
+
+    free(event->text);
+    *event = (struct event){text, lost};
+}
+
+void events_push_lost(struct events *events, uint64_t n)
+{
+    push(events, NULL, n);
+}
+
+void events_push(struct events *events, const char *text)
+{
+    size_t len = text ? strcspn(text, "\n") : 0;
+    char *line = len > 0 && len < EVENTS_LINE_BYTES_MAX ? malloc(len + 2) : NULL;
+
+    if (!line) {
+        events_push_lost(events, 1);
+        return;
+    }
+    memcpy(line, text, len);
+    strcpy(line + len, "\n");
+    push(events, line, 0);
+}
+
+uint64_t events_pushed(const struct events *events)
+{
+    return events->next;
+}
+
+void events_reader_init(const struct events *events, struct events_reader *reader)
+{
+    *reader = (struct events_reader){.at = events->next};
+}
+
+void events_reader_done(struct events_reader *reader)
+{
+    free(reader->rest);
+    *reader = (struct events_reader){0};
+}
+
+bool events_pending(const struct events *events, const struct events_reader *reader)
+{
+    return reader->rest || reader->lost || reader->at < events->next;
+}
+
+/* As much of the line as there is room for; what is left becomes the reader's rest. */
+static int give(struct events_reader *reader, const char *line, size_t bytes, char *ret_text,
+                size_t size, size_t *used)
+{
+    size_t n = MIN(bytes, size - *used);
+
+    if (n < bytes) {
+        reader->rest = malloc(bytes - n);
+        if (!reader->rest)
+            return -ENOMEM;
+        memcpy(reader->rest, line + n, bytes - n);
+        reader->rest_at = 0;
+        reader->rest_bytes = bytes - n;
+    }
+    memcpy(ret_text + *used, line, n);
+    *used += n;
+    return 0;
+}
+
+static void give_rest(struct events_reader *reader, char *ret_text, size_t size, size_t *used)
+{
+    size_t n = MIN(reader->rest_bytes - reader->rest_at, size);
+
+    memcpy(ret_text, reader->rest + reader->rest_at, n);
+    reader->rest_at += n;
+    *used = n;
+    if (reader->rest_at < reader->rest_bytes)
+        return;
+    free(reader->rest);
+    reader->rest = NULL;
+}
+
+/* Takes what is lost at the reader's place into its account. */
+static void skip_lost(const struct events *events, struct events_reader *reader)
+{
+    if (events->next - reader->at > EVENTS_KEPT) {
+        reader->lost += events->next - EVENTS_KEPT - reader->at;
+        reader->at = events->next - EVENTS_KEPT;
+    }
+    while (reader->at < events->next && !events->ring[reader->at % EVENTS_KEPT].text)
+        reader->lost += events->ring[reader->at++ % EVENTS_KEPT].lost;
+}
+
+/* A line that would be cut comes with the next read, unless it is the first of this one. */
+static bool fits(size_t bytes, size_t used, size_t size)
+{
+    return used == 0 || bytes <= size - used;
+}
+
+int events_read(const struct events *events, struct events_reader *reader, char *ret_text,
+                size_t size, size_t *ret_bytes)
+{
+    size_t used = 0;
+    int r = 0;
+
+    if (reader->rest)
+        give_rest(reader, ret_text, size, &used);
+    skip_lost(events, reader);
+    while (r == 0 && used < size && !reader->rest && (reader->lost || reader->at < events->next)) {
+        const char *line = events->ring[reader->at % EVENTS_KEPT].text;
+        char lost[64];
+        if (reader->lost) {
+            snprintf(lost, sizeof(lost), EVENTS_LOST_FORMAT, reader->lost);
+            line = lost;
+        }
+        if (!fits(strlen(line), used, size))
+            break;
+        r = give(reader, line, strlen(line), ret_text, size, &used);
+        if (r == 0 && line == lost)
+            reader->lost = 0;
+        else if (r == 0)
+            reader->at++;
+        skip_lost(events, reader);
+    }
+    if (r < 0 && used == 0)
+        return r;
+    *ret_bytes = used;
+    return 0;
+}

@@ -1,0 +1,456 @@
+/* The view's life: open files, parked requests, and the step that answers them. */
+#include "fs/view_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <utlist.h>
+
+#include "fs/render.h"
+#include "lib/cleanup.h"
+
+static_assert(TREE_NAME_MAX >= sizeof("hearth.prom"), "every name of the tree fits an entry");
+
+uint64_t view_now_us(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000u + (uint64_t)ts.tv_nsec / 1000u;
+}
+
+uint64_t view_look(struct view *view, uint64_t now_us)
+{
+    view->looked_us = now_us;
+    return now_us > MIRROR_AGE_US ? now_us - MIRROR_AGE_US : 1;
+}
+
+/* ---- the tree follows the mirror ---- */
+
+static int follow_models(struct view *view)
+{
+    size_t n = mirror_n_models(view->mirror);
+    _cleanup_free_ const char **names = calloc(n + 1, sizeof(*names));
+
+    if (!names)
+        return -ENOMEM;
+    for (size_t i = 0; i < n; i++)
+        names[i] = mirror_model_at(view->mirror, i)->name;
+    return tree_follow(view->tree, TREE_MODELS, names, n);
+}
+
+static int follow_metrics(struct view *view)
+{
+    char **names;
+    size_t n;
+    int r = render_metric_names(mirror_text(view->mirror, MIRROR_PROMETHEUS), &names, &n);
+
+    if (r < 0)
+        return r;
+    r = tree_follow(view->tree, TREE_METRICS, (const char *const *)names, n);
+    render_names_free(names, n);
+    return r;
+}
+
+static void follow(struct view *view)
+{
+    if (view->changes == mirror_changes(view->mirror))
+        return;
+    /* Short of memory the tree stays as it was and the next step tries again. */
+    if (follow_models(view) == 0 && follow_metrics(view) == 0)
+        view->changes = mirror_changes(view->mirror);
+}
+
+/* ---- attributes ---- */
+
+void view_fill_attr(const struct view *view, uint64_t ino, mode_t mode, struct stat *ret_attr)
+{
+    *ret_attr = (struct stat){
+        .st_ino = ino,
+        .st_mode = mode,
+        .st_nlink = S_ISDIR(mode) ? 2 : 1,
+        .st_uid = view->uid,
+        .st_gid = view->gid,
+        .st_atim = view->born,
+        .st_mtim = view->born,
+        .st_ctim = view->born,
+        .st_blksize = 4096,
+    };
+}
+
+double view_timeout_s(uint64_t parent)
+{
+    return tree_follows(parent) ? VIEW_FOLLOWS_TIMEOUT_S : VIEW_FIXED_TIMEOUT_S;
+}
+
+void view_fill_entry(const struct view *view, uint64_t parent, uint64_t ino, mode_t mode,
+                     struct fuse_entry_param *ret_entry)
+{
+    *ret_entry = (struct fuse_entry_param){
+        .ino = ino,
+        .entry_timeout = view_timeout_s(parent),
+        .attr_timeout = view_timeout_s(parent),
+    };
+    view_fill_attr(view, ino, mode, &ret_entry->attr);
+}
+
+/* ---- handles ---- */
+
+void handle_set_poll(struct handle *handle, struct fuse_pollhandle *poll)
+{
+    if (handle->poll) {
+        fuse_pollhandle_destroy(handle->poll);
+        handle->view->n_polled--;
+    }
+    handle->poll = poll;
+    if (poll)
+        handle->view->n_polled++;
+}
+
+void handle_wake(struct handle *handle)
+{
+    if (!handle->poll)
+        return;
+    fuse_lowlevel_notify_poll(handle->poll);
+    handle_set_poll(handle, NULL);
+}
+
+void handle_free(struct handle *handle)
+{
+    struct view *view = handle->view;
+
+    if (handle->hold)
+        link_drop(view->link, handle->hold);
+    handle_set_poll(handle, NULL);
+    DL_DELETE(view->handles, handle);
+    view->n_handles--;
+    view->n_events -= handle->what == TREE_EVENTS;
+    events_reader_done(&handle->events);
+    free(handle->caller);
+    free(handle->text);
+    free(handle->entries);
+    free(handle);
+}
+
+static int check_bounds(const struct view *view, uid_t uid)
+{
+    const struct handle *handle;
+    size_t n = 0;
+
+    if (view->n_handles >= VIEW_HANDLES_MAX)
+        return -ENFILE;
+    /* Counting them only where it could matter keeps open(2) cheap. */
+    if (view->n_handles < VIEW_HANDLES_PER_UID_MAX)
+        return 0;
+    DL_FOREACH (view->handles, handle)
+        n += handle->uid == uid;
+    return n >= VIEW_HANDLES_PER_UID_MAX ? -EMFILE : 0;
+}
+
+int handle_new(struct view *view, fuse_req_t req, const struct tree_node *node,
+               struct handle **ret_handle)
+{
+    uid_t uid = fuse_req_ctx(req)->uid;
+    struct handle *handle;
+    int r = check_bounds(view, uid);
+
+    if (r < 0)
+        return r;
+    handle = calloc(1, sizeof(*handle));
+    if (!handle)
+        return -ENOMEM;
+    handle->view = view;
+    handle->ino = node->ino;
+    handle->what = node->what;
+    handle->uid = uid;
+    events_reader_init(view->events, &handle->events);
+    DL_APPEND(view->handles, handle);
+    view->n_handles++;
+    view->n_events += node->what == TREE_EVENTS;
+    *ret_handle = handle;
+    return 0;
+}
+
+int handle_take(struct handle *handle, uint64_t now_us)
+{
+    struct view *view = handle->view;
+    struct tree_node node;
+    char *text;
+    size_t bytes;
+    int r = tree_get(view->tree, handle->ino, &node);
+
+    if (r == 0)
+        r = render_node(view->mirror, &node, now_us, &text, &bytes);
+    if (r < 0)
+        return r;
+    free(handle->text);
+    handle->text = text;
+    handle->bytes = bytes;
+    handle->changed = false;
+    return 0;
+}
+
+void handle_give(struct handle *handle, fuse_req_t req, const struct fuse_file_info *asked)
+{
+    struct fuse_file_info file = *asked;
+
+    file.fh = (uintptr_t)handle;
+    file.direct_io = 1; /* sizes are not known before: without it readers get nothing */
+    file.nonseekable = handle->what == TREE_EVENTS;
+    if (fuse_reply_open(req, &file) == -ENOENT)
+        handle_free(handle); /* open(2) was interrupted, no release will come */
+}
+
+/* ---- parking ---- */
+
+static void on_interrupt(fuse_req_t req, void *userdata)
+{
+    struct wish *wish = userdata;
+
+    (void)req;
+    wish->interrupted = true;
+}
+
+struct wish *wish_park(struct view *view, fuse_req_t req, enum wish_kind kind, bool is_long,
+                       uint64_t since_us)
+{
+    struct wish *wish = calloc(1, sizeof(*wish));
+    int r = wish ? 0 : -ENOMEM;
+
+    if (wish) {
+        wish->parked.uid = fuse_req_ctx(req)->uid;
+        wish->parked.is_long = is_long;
+        wish->parked.since_us = since_us;
+        wish->view = view;
+        wish->kind = kind;
+        wish->req = req;
+        r = parked_add(&view->parked, &wish->parked);
+    }
+    if (r < 0) {
+        free(wish);
+        fuse_reply_err(req, -r);
+        return NULL;
+    }
+    fuse_req_interrupt_func(req, on_interrupt, wish);
+    return wish;
+}
+
+fuse_req_t wish_unpark(struct wish *wish)
+{
+    fuse_req_t req = wish->req;
+
+    fuse_req_interrupt_func(req, NULL, NULL);
+    parked_remove(&wish->view->parked, &wish->parked);
+    free(wish);
+    return req;
+}
+
+static bool is_ready(struct wish *wish, bool news, uint64_t now_us)
+{
+    const struct view *view = wish->view;
+    const struct handle *handle = handle_of(&wish->file);
+
+    switch (wish->kind) {
+    case WISH_ORDER:
+    case WISH_HOLD: return false;
+    case WISH_EVENTS:
+        return events_pending(view->events, &handle->events) || link_events_error(view->link);
+    case WISH_WAIT:
+        /* Each of many would be looked up after every request of the kernel's. */
+        if (!news && wish->tried)
+            return false;
+        wish->tried = true;
+        return wait_is_over(view, handle, wish->parked.since_us, now_us);
+    default: return mirror_answers(view->mirror, wish->parked.since_us, now_us);
+    }
+}
+
+static void grant(const struct wish *wish, uint64_t now_us)
+{
+    struct view *view = wish->view;
+    struct handle *handle = handle_of(&wish->file);
+
+    switch (wish->kind) {
+    case WISH_LOOKUP: answer_lookup(view, wish->req, wish->ino, wish->name); break;
+    case WISH_OPEN: answer_open(view, wish->req, wish->ino, &wish->file, now_us); break;
+    case WISH_OPENDIR: answer_opendir(view, wish->req, wish->ino, &wish->file); break;
+    case WISH_EVENTS_OPEN: answer_events_open(wish->handle, wish->req, &wish->file); break;
+    case WISH_EVENTS: answer_events(handle, wish->req, wish->size); break;
+    case WISH_PEEK:
+        if (!wait_is_over(view, handle, wish->parked.since_us, now_us)) {
+            fuse_reply_err(wish->req, EAGAIN);
+            break;
+        }
+        /* fall through */
+    case WISH_WAIT:
+    case WISH_READ: answer_read(handle, wish->req, wish->size, wish->offset, now_us); break;
+    case WISH_ORDER:
+    case WISH_HOLD: break;
+    }
+}
+
+/* Answers with an error instead. */
+static void deny(struct wish *wish, int error)
+{
+    struct handle *handle = wish->handle;
+    fuse_req_t req;
+
+    if (wish->order)
+        link_drop(wish->view->link, wish->order);
+    req = wish_unpark(wish);
+    if (handle)
+        handle_free(handle);
+    fuse_reply_err(req, error);
+}
+
+static void try_parked(struct view *view, bool news, uint64_t now_us)
+{
+    struct parked *parked, *next;
+
+    DL_FOREACH_SAFE (view->parked.first, parked, next) {
+        struct wish *wish = (struct wish *)parked;
+        if (wish->interrupted) {
+            deny(wish, EINTR);
+        } else if (is_ready(wish, news, now_us)) {
+            struct wish granted = *wish;
+            wish_unpark(wish);
+            grant(&granted, now_us);
+        }
+    }
+}
+
+/* ---- steps ---- */
+
+static bool has_changed(const struct handle *handle, uint64_t now_us)
+{
+    const struct view *view = handle->view;
+    _cleanup_free_ char *text = NULL;
+    struct tree_node node;
+    size_t bytes;
+
+    if (!handle->text)
+        return poll_events(handle, now_us) & (POLLIN | POLLERR);
+    if (tree_get(view->tree, handle->ino, &node) < 0 ||
+        render_node(view->mirror, &node, now_us, &text, &bytes) < 0)
+        return true;
+    return bytes != handle->bytes || memcmp(text, handle->text, bytes) != 0;
+}
+
+static void wake_pollers(struct view *view, uint64_t now_us)
+{
+    struct handle *handle;
+
+    if (view->n_polled == 0)
+        return;
+    DL_FOREACH (view->handles, handle) {
+        if (!handle->poll || !has_changed(handle, now_us))
+            continue;
+        handle->changed = handle->text != NULL;
+        handle_wake(handle);
+    }
+}
+
+/* Whether anything is new since the last call. */
+static bool see(struct view *view, uint64_t now_us)
+{
+    struct seen now = {
+        .changes = mirror_changes(view->mirror),
+        .held_us = mirror_held_us(view->mirror),
+        .events = events_pushed(view->events),
+        .status = mirror_status(view->mirror, now_us),
+    };
+    const struct seen *seen = &view->seen;
+    bool news = now.changes != seen->changes || now.held_us != seen->held_us ||
+                now.events != seen->events || now.status != seen->status;
+
+    view->seen = now;
+    return news;
+}
+
+/* Somebody wants to see the next change, whenever it comes. */
+static bool is_watched(const struct view *view)
+{
+    return view->n_polled > 0 || parked_any_long(&view->parked);
+}
+
+/* Until when the daemon is to push its values; 0: it is not. */
+static uint64_t feed_until_us(const struct view *view, uint64_t now_us)
+{
+    if (view->parked.n > 0 || is_watched(view))
+        return UINT64_MAX;
+    return now_us < view->looked_us + VIEW_FEED_US ? view->looked_us + VIEW_FEED_US : 0;
+}
+
+void view_step(struct view *view, uint64_t now_us)
+{
+    uint64_t since_us = parked_since_us(&view->parked);
+    bool news;
+
+    if (is_watched(view))
+        since_us = MAX(since_us, mirror_watch_since_us(view->mirror, now_us));
+    link_want_values(view->link, feed_until_us(view, now_us) > 0);
+    link_want_events(view->link, view->n_events > 0);
+    link_step(view->link, since_us, now_us);
+    follow(view);
+    news = see(view, now_us);
+    try_parked(view, news, now_us);
+    if (news)
+        wake_pollers(view, now_us);
+}
+
+uint64_t view_due_us(const struct view *view, uint64_t now_us)
+{
+    uint64_t due_us = link_due_us(view->link, now_us), feed_us = feed_until_us(view, now_us);
+
+    if (view->parked.n > 0 || is_watched(view))
+        due_us = MIN(due_us, mirror_due_us(view->mirror, is_watched(view), now_us));
+    else if (feed_us > 0)
+        due_us = MIN(due_us, feed_us);
+    return due_us;
+}
+
+/* ---- life ---- */
+
+int view_new(struct mirror *mirror, struct link *link, struct events *events, uid_t uid, gid_t gid,
+             struct view **ret_view)
+{
+    struct view *view = calloc(1, sizeof(*view));
+    int r;
+
+    if (!view)
+        return -ENOMEM;
+    view->mirror = mirror;
+    view->link = link;
+    view->events = events;
+    view->uid = uid;
+    view->gid = gid;
+    clock_gettime(CLOCK_REALTIME, &view->born);
+    view->changes = UINT64_MAX;
+    r = tree_new(&view->tree);
+    if (r < 0) {
+        free(view);
+        return r;
+    }
+    *ret_view = view;
+    return 0;
+}
+
+struct view *view_free(struct view *view)
+{
+    struct parked *parked, *next;
+    struct handle *handle, *next_handle;
+
+    if (!view)
+        return NULL;
+    DL_FOREACH_SAFE (view->parked.first, parked, next) {
+        deny((struct wish *)parked, ENODEV);
+    }
+    DL_FOREACH_SAFE (view->handles, handle, next_handle) {
+        handle_free(handle);
+    }
+    tree_free(view->tree);
+    free(view);
+    return NULL;
+}
