@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bench/arguments.h"
 #include "bench/bench.h"
 #include "bench/daemon.h"
 #include "bench/load.h"
@@ -372,17 +373,6 @@ static int report(const struct loading *loading, struct measured *m)
 
 enum { OPT_JSON = 256, OPT_PAIRS, OPT_CONNECTIONS, OPT_CACHED, OPT_HELP };
 
-static int parse_count(const char *text, uint32_t most, uint32_t *ret)
-{
-    char *end;
-    unsigned long value = strtoul(text, &end, 10);
-
-    if (*text < '0' || *text > '9' || *end || value < 1 || value > most)
-        return -EINVAL;
-    *ret = (uint32_t)value;
-    return 0;
-}
-
 /* 0; a negative number: --help was asked for; BENCH_USAGE. */
 static int parse_arguments(int argc, char **argv, struct loading *loading)
 {
@@ -393,13 +383,20 @@ static int parse_arguments(int argc, char **argv, struct loading *loading)
         {"cached", no_argument, NULL, OPT_CACHED},
         {"help", no_argument, NULL, OPT_HELP},
         {0}};
+    double number = 0;
     int option, r = 0;
 
     while (r == 0 && (option = getopt_long(argc, argv, "", options, NULL)) >= 0)
         switch (option) {
         case OPT_JSON: loading->json_path = optarg; break;
-        case OPT_PAIRS: r = parse_count(optarg, PAIRS_MAX, &loading->n_pairs); break;
-        case OPT_CONNECTIONS: r = parse_count(optarg, 10000, &loading->connections); break;
+        case OPT_PAIRS:
+            r = parse_number(optarg, 1, PAIRS_MAX, &number);
+            loading->n_pairs = (uint32_t)number;
+            break;
+        case OPT_CONNECTIONS:
+            r = parse_number(optarg, 1, 10000, &number);
+            loading->connections = (uint32_t)number;
+            break;
         case OPT_CACHED: loading->others_cached = true; break;
         case OPT_HELP: return -1;
         default: return BENCH_USAGE;

@@ -5,6 +5,7 @@
 #include <ftw.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,38 +29,50 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
     return remove(path);
 }
 
+static sigset_t ending_signals(void)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    return set;
+}
+
+/* What the guard has to end: the folder there is, if there is one. */
+static _Atomic(struct own_daemon *) guarded;
+
 /* Waits for a signal that ends the benchmark, and leaves nothing behind. */
 static void *guard_main(void *argument)
 {
-    struct own_daemon *daemon = argument;
+    struct own_daemon *daemon;
     sigset_t ending;
     int signal;
 
-    sigemptyset(&ending);
-    sigaddset(&ending, SIGINT);
-    sigaddset(&ending, SIGTERM);
-    sigaddset(&ending, SIGHUP);
+    (void)argument;
+
+    ending = ending_signals();
     if (sigwait(&ending, &signal) != 0)
         return NULL;
-    if (daemon->pid > 0)
+    daemon = atomic_load(&guarded);
+    if (daemon && daemon->pid > 0)
         kill(daemon->pid, SIGKILL);
-    nftw(daemon->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    if (daemon)
+        nftw(daemon->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
     _exit(EXIT_INTERRUPTED);
 }
 
-/* The guard runs until the program ends: the folder it removes is this one's, or already gone. */
+/* The guard runs until the program ends. */
 static int start_guard(struct own_daemon *daemon)
 {
-    sigset_t ending;
+    sigset_t ending = ending_signals();
     pthread_t thread;
     int r;
 
-    sigemptyset(&ending);
-    sigaddset(&ending, SIGINT);
-    sigaddset(&ending, SIGTERM);
-    sigaddset(&ending, SIGHUP);
+    atomic_store(&guarded, daemon);
     pthread_sigmask(SIG_BLOCK, &ending, NULL);
-    r = pthread_create(&thread, NULL, guard_main, daemon);
+    r = pthread_create(&thread, NULL, guard_main, NULL);
     if (r != 0)
         return bench_fail("cannot start a thread: %s", strerror(r));
     pthread_detach(thread);
@@ -182,6 +195,7 @@ void own_daemon_stop(struct own_daemon *daemon)
 void own_daemon_done(struct own_daemon *daemon)
 {
     own_daemon_stop(daemon);
+    atomic_store(&guarded, NULL);
     if (daemon->dir[0])
         nftw(daemon->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
     daemon->dir[0] = 0;

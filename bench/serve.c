@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "bench/arguments.h"
 #include "bench/bench.h"
 #include "bench/daemon.h"
 #include "bench/load.h"
@@ -39,34 +40,6 @@ struct figures {
 };
 
 /* ---- arguments ---- */
-
-static int parse_duration(const char *text, uint64_t *ret_us)
-{
-    static const struct {
-        const char *unit;
-        double us;
-    } units[] = {{"us", 1}, {"ms", 1e3}, {"s", 1e6}, {"min", 6e7}};
-    char *end;
-    double value = strtod(text, &end);
-
-    for (size_t i = 0; i < ELEMENTSOF(units); i++)
-        if (end != text && strcmp(end, units[i].unit) == 0 && value >= 0 && value < 1e6) {
-            *ret_us = (uint64_t)(value * units[i].us);
-            return 0;
-        }
-    return -EINVAL;
-}
-
-static int parse_number(const char *text, double least, double most, double *ret_value)
-{
-    char *end;
-    double value = strtod(text, &end);
-
-    if (end == text || *end || !(value >= least && value <= most))
-        return -EINVAL;
-    *ret_value = value;
-    return 0;
-}
 
 static int parse_kind(const char *text, enum load_kind *ret_kind)
 {

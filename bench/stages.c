@@ -2,25 +2,35 @@
  *
  * Starts a hearthd of its own for each stage. 48 clients stay on model A, 16 alternate between B
  * and C, and the memory budget fits A and one of the two. "Off" is the same code at its limit: a
- * connection for each request, a batch of one, one final frame, loading in the foreground. */
+ * connection for each request, a batch of one, one final frame, loading in the foreground.
+ *
+ * The models have random weights in Q8_0, and shapes in which each system has something to do:
+ * A (20 million parameters) does not fit the second-level cache, and B pushes it out of the third
+ * between its steps, so that its weights come from memory, as those of every model do that is worth
+ * its answers: that is what a batch shares. Its requests ask for one token, so that a connection is
+ * still a part of what each costs. B and C (320 million) take a good part of a second to load.
+ *
+ * With --pairs N all stages run N times in turn, and each step is told by the median of its ratios
+ * to the stage before it in the same round, with an interval. */
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <jansson.h>
 #include <pthread.h>
-#include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "bench/bench.h"
 #include "bench/daemon.h"
 #include "bench/load.h"
 #include "bench/memory.h"
+#include "bench/arguments.h"
 #include "bench/model_maker.h"
+#include "bench/own_daemon.h"
+#include "bench/pairs.h"
 #include "bench/prompts.h"
 #include "lib/cleanup.h"
 #include "lib/hearth.h"
@@ -29,35 +39,43 @@
 #define ALTERNATING_CLIENTS 16u
 #define TURN_US             2000000u
 #define WARMUP_US           1000000u
-#define DURATION_US         8000000u
-#define TOKENS              16u
-#define START_LIMIT_MS      10000
 #define N_PROMPTS           2000u
+#define N_STAGES            5u
+#define ROUNDS_MAX          100u
+#define DURATION_US         8000000u
+
+/* What the two kinds of clients ask for: one token of A, a longer answer of B or C. */
+#define STEADY_TOKENS      1u
+#define ALTERNATING_TOKENS 16u
 
 struct stage {
     const char *name;
     bool pooling, batching, streaming, async;
 };
 
-static const struct stage stages[] = {
+static const struct stage stages[N_STAGES] = {
     {"everything off", false, false, false, false}, {"+ pooling", true, false, false, false},
     {"+ batching", true, true, false, false},       {"+ streaming", true, true, true, false},
     {"+ async loading", true, true, true, true},
 };
 
+/* One run of a stage. The first token is that of the alternating clients' longer answers, the
+ * steady p99 that of the 48. */
 struct row {
-    const char *stage;
     double requests_per_s, p50_us, p99_us, first_token_p50_us, steady_p99_us;
+    double steady_per_s, alternating_per_s;
     double memory_per_request_bytes;
     uint64_t errors;
 };
 
 struct bench {
-    char dir[64];
-    char socket_path[HEARTH_PATH_BYTES];
+    struct own_daemon daemon;
     uint64_t budget_bytes;
     struct prompts prompts;
-    pid_t pid;
+    uint64_t duration_us;
+    uint32_t n_rounds;
+    const char *json_path;
+    struct row rows[N_STAGES][ROUNDS_MAX];
 };
 
 /* ---- models ---- */
@@ -67,24 +85,32 @@ static int to_file(void *userdata, const void *bytes, size_t len)
     return fwrite(bytes, 1, len, userdata) == len ? 0 : -EIO;
 }
 
-static int make_model(const struct bench *bench, const char *name, bool large, uint64_t seed)
+static struct model_plan plan_of(bool large, uint64_t seed)
 {
     struct model_plan plan = model_plan_default();
+
+    plan.type = PLAN_Q8_0;
+    plan.dim = large ? 1024 : 768;
+    plan.layers = large ? 24 : 3;
+    plan.heads = large ? 16 : 12;
+    plan.kv_heads = 4;
+    plan.ff = large ? 2816 : 2048;
+    plan.vocab = large ? 32000 : 1024;
+    plan.context = 256;
+    plan.tied = true;
+    plan.seed = seed;
+    return plan;
+}
+
+static int make_model(const struct bench *bench, const char *name, bool large, uint64_t seed)
+{
+    struct model_plan plan = plan_of(large, seed);
     struct fault fault = {{0}};
     char path[128];
     FILE *file;
     int r;
 
-    plan.type = large ? PLAN_Q8_0 : PLAN_F16;
-    plan.dim = large ? 512 : 128;
-    plan.layers = large ? 8 : 3;
-    plan.heads = 8;
-    plan.kv_heads = 4;
-    plan.ff = large ? 2048 : 256;
-    plan.vocab = 1024;
-    plan.context = 256;
-    plan.seed = seed;
-    snprintf(path, sizeof(path), "%s/models/%s.gguf", bench->dir, name);
+    snprintf(path, sizeof(path), "%s/%s.gguf", bench->daemon.models, name);
     file = fopen(path, "we");
     if (!file)
         return bench_fail("cannot write %s: %s", path, strerror(errno));
@@ -99,83 +125,37 @@ static uint64_t model_bytes(const struct bench *bench, const char *name)
     char path[128];
     struct stat st;
 
-    snprintf(path, sizeof(path), "%s/models/%s.gguf", bench->dir, name);
+    snprintf(path, sizeof(path), "%s/%s.gguf", bench->daemon.models, name);
     return stat(path, &st) < 0 ? 0 : (uint64_t)st.st_size;
 }
 
-/* ---- the daemon ---- */
-
-static int write_config(const struct bench *bench, const struct stage *stage, char path[128])
+static int make_models(struct bench *bench)
 {
-    FILE *file;
+    int r = make_model(bench, "a", false, 1);
 
-    snprintf(path, 128, "%s/hearth.yaml", bench->dir);
-    file = fopen(path, "we");
-    if (!file)
-        return bench_fail("cannot write %s: %s", path, strerror(errno));
-    fprintf(file,
-            "memory_budget: %lluKiB\nengine: {prefix_cache: no}\nbatching: {enabled: %s}\n"
-            "streaming: {enabled: %s}\nloading: {async: %s, prediction: off}\n",
-            (unsigned long long)bench->budget_bytes >> 10, stage->batching ? "yes" : "no",
-            stage->streaming ? "yes" : "no", stage->async ? "yes" : "no");
-    return fclose(file) == 0 ? 0 : bench_fail("cannot write %s", path);
-}
-
-/* The hearthd of the same build, else the installed one. */
-static void find_daemon(char path[4096])
-{
-    ssize_t n = readlink("/proc/self/exe", path, 4000);
-    char *slash;
-
-    path[n > 0 ? n : 0] = 0;
-    for (int i = 0; i < 2; i++)
-        if ((slash = strrchr(path, '/')))
-            *slash = 0;
-    strcat(path, "/daemon/hearthd");
-    if (access(path, X_OK) < 0)
-        strcpy(path, "hearthd");
-}
-
-static int start_daemon(struct bench *bench, const struct stage *stage)
-{
-    char config[128], models[128], log[128], program[4096], message[320];
-    pid_t pid;
-    int r = write_config(bench, stage, config);
-
-    if (r != 0)
-        return r;
-    find_daemon(program);
-    snprintf(models, sizeof(models), "%s/models", bench->dir);
-    snprintf(log, sizeof(log), "%s/log", bench->dir);
-    bench->pid = fork();
-    if (bench->pid < 0)
-        return bench_fail("cannot start hearthd: %s", strerror(errno));
-    if (bench->pid == 0) {
-        int fd = open(log, O_WRONLY | O_CREAT | O_TRUNC, 0644);
-        if (fd >= 0)
-            dup2(fd, STDERR_FILENO);
-        execlp(program, "hearthd", "--config", config, "--socket", bench->socket_path, "--models",
-               models, NULL);
-        _exit(127);
-    }
-    for (int ms = 0; ms < START_LIMIT_MS; ms += 10) {
-        if (daemon_pid(bench->socket_path, &pid, message) == 0)
-            return 0;
-        usleep(10000);
-    }
-    return bench_fail("hearthd does not answer on %s; its log is %s", bench->socket_path, log);
-}
-
-static void stop_daemon(struct bench *bench)
-{
-    if (bench->pid <= 0)
-        return;
-    kill(bench->pid, SIGTERM);
-    waitpid(bench->pid, NULL, 0);
-    bench->pid = 0;
+    if (r == 0)
+        r = make_model(bench, "b", true, 2);
+    if (r == 0)
+        r = make_model(bench, "c", true, 3);
+    /* A and one of the two with what a load asks for beyond its file, a quarter on top being KV's.
+     */
+    bench->budget_bytes = (model_bytes(bench, "a") + model_bytes(bench, "b") * 13 / 10) * 4 / 3;
+    return r;
 }
 
 /* ---- one stage ---- */
+
+static int start_daemon(struct bench *bench, const struct stage *stage)
+{
+    char yaml[256];
+
+    snprintf(yaml, sizeof(yaml),
+             "memory_budget: %lluKiB\nengine: {prefix_cache: no}\nbatching: {enabled: %s}\n"
+             "streaming: {enabled: %s}\nloading: {async: %s, prediction: off}\n",
+             (unsigned long long)bench->budget_bytes >> 10, stage->batching ? "yes" : "no",
+             stage->streaming ? "yes" : "no", stage->async ? "yes" : "no");
+    return own_daemon_start(&bench->daemon, yaml);
+}
 
 struct group {
     struct load_options load;
@@ -194,13 +174,13 @@ static void *group_main(void *argument)
 
 static struct load_options group_load(const struct bench *bench, const struct stage *stage)
 {
-    return (struct load_options){.socket_path = bench->socket_path,
+    return (struct load_options){.socket_path = bench->daemon.socket_path,
                                  .model = "a",
                                  .connections = STEADY_CLIENTS,
                                  .in_flight = 1,
-                                 .duration_us = DURATION_US,
+                                 .duration_us = bench->duration_us,
                                  .warmup_us = WARMUP_US,
-                                 .max_tokens = TOKENS,
+                                 .max_tokens = STEADY_TOKENS,
                                  .stream = stage->streaming,
                                  .fresh = !stage->pooling,
                                  .prompts = bench->prompts.texts,
@@ -218,6 +198,7 @@ static int run_groups(const struct bench *bench, const struct stage *stage, stru
     alternating->load.other_model = "c";
     alternating->load.turn_us = TURN_US;
     alternating->load.connections = ALTERNATING_CLIENTS;
+    alternating->load.max_tokens = ALTERNATING_TOKENS;
     r = -pthread_create(&steady->thread, NULL, group_main, steady);
     if (r < 0)
         return r;
@@ -230,155 +211,282 @@ static int run_groups(const struct bench *bench, const struct stage *stage, stru
     return r;
 }
 
-static int run_stage(struct bench *bench, const struct stage *stage, struct row *ret_row,
-                     char message[320])
+static void fill_row(const struct stage *stage, struct group *groups, struct row *row)
+{
+    struct load_result *steady = &groups[0].result, *other = &groups[1].result;
+
+    row->errors = steady->errors + other->errors;
+    if (row->errors > 0)
+        fprintf(stderr, "%s: first error: %s%s\n", stage->name, steady->message, other->message);
+    row->steady_p99_us = histogram_percentile(&steady->latency, 99);
+    row->first_token_p50_us = histogram_percentile(&other->first_token, 50);
+    row->steady_per_s = (double)steady->requests / steady->duration_s;
+    row->alternating_per_s = (double)other->requests / other->duration_s;
+    row->requests_per_s = row->steady_per_s + row->alternating_per_s;
+    histogram_merge(&steady->latency, &other->latency);
+    row->p50_us = histogram_percentile(&steady->latency, 50);
+    row->p99_us = histogram_percentile(&steady->latency, 99);
+}
+
+/* `memory`: with the phase that measures it. */
+static int run_stage(struct bench *bench, const struct stage *stage, bool memory,
+                     struct row *ret_row, char message[320])
 {
     struct group *groups = calloc(2, sizeof(*groups));
-    struct load_options memory = group_load(bench, stage);
-    int r = groups ? daemon_warm(bench->socket_path, "a", message) : -ENOMEM;
+    struct load_options load;
+    int r = groups ? daemon_warm(bench->daemon.socket_path, "a", message) : -ENOMEM;
 
     if (r == 0 && bench->prompts.n == 0)
-        r = prompts_distinct(&bench->prompts, N_PROMPTS, 1, bench->socket_path, "a", message);
+        r = prompts_distinct(&bench->prompts, N_PROMPTS, 1, bench->daemon.socket_path, "a",
+                             message);
     if (r == 0)
         r = run_groups(bench, stage, &groups[0], &groups[1], message);
-    if (r == 0) {
-        struct load_result *all = &groups[1].result;
-        ret_row->stage = stage->name;
-        ret_row->steady_p99_us = histogram_percentile(&groups[0].result.latency, 99);
-        ret_row->errors = all->errors + groups[0].result.errors;
-        histogram_merge(&all->latency, &groups[0].result.latency);
-        histogram_merge(&all->first_token, &groups[0].result.first_token);
-        ret_row->requests_per_s =
-            (double)(all->requests + groups[0].result.requests) / all->duration_s;
-        ret_row->p50_us = histogram_percentile(&all->latency, 50);
-        ret_row->p99_us = histogram_percentile(&all->latency, 99);
-        ret_row->first_token_p50_us = histogram_percentile(&all->first_token, 50);
-        if (ret_row->errors > 0)
-            fprintf(stderr, "%s: first error: %s%s\n", stage->name, groups[0].result.message,
-                    all->message);
-        memory.prompts = bench->prompts.texts;
-        memory.n_prompts = bench->prompts.n;
-        r = memory_per_request(&memory, bench->pid, &ret_row->memory_per_request_bytes, message);
-    }
+    if (r == 0)
+        fill_row(stage, groups, ret_row);
+    load = group_load(bench, stage);
+    if (r == 0 && memory)
+        r = memory_per_request(&load, bench->daemon.pid, &ret_row->memory_per_request_bytes,
+                               message);
     free(groups);
     return r;
 }
 
-/* ---- all of them ---- */
+/* ---- what is told ---- */
 
-static void print_row(const struct row *row, const struct row *first)
+/* A figure of a row, by which a step may be told. */
+struct figure {
+    const char *key;
+    size_t offset;
+};
+
+#define FIGURE(field)                       \
+    {                                       \
+#field, offsetof(struct row, field) \
+    }
+
+static const struct figure figures[] = {
+    FIGURE(requests_per_s),     FIGURE(p50_us),        FIGURE(p99_us),
+    FIGURE(first_token_p50_us), FIGURE(steady_p99_us),
+};
+
+enum { BY_RATE = 0, BY_FIRST_TOKEN = 3, BY_STEADY_P99 = 4 };
+
+static double value_of(const struct row *row, size_t figure)
 {
-    printf("%-18s %10.0f %10.0f %10.0f %12.0f %12.0f %12.0f %6.2f %6llu\n", row->stage,
+    double value;
+
+    memcpy(&value, (const char *)row + figures[figure].offset, sizeof(value));
+    return value;
+}
+
+/* A stage's medians over all rounds. */
+static struct row medians(const struct bench *bench, size_t stage)
+{
+    struct row row = bench->rows[stage][0];
+    double values[ROUNDS_MAX];
+
+    row.errors = 0;
+    for (size_t f = 0; f < ELEMENTSOF(figures); f++) {
+        for (uint32_t i = 0; i < bench->n_rounds; i++)
+            values[i] = value_of(&bench->rows[stage][i], f);
+        values[0] = median_of(values, bench->n_rounds);
+        memcpy((char *)&row + figures[f].offset, values, sizeof(*values));
+    }
+    for (uint32_t i = 0; i < bench->n_rounds; i++)
+        row.errors += bench->rows[stage][i].errors;
+    return row;
+}
+
+/* The ratio of one stage to another, round by round. */
+static struct pairs_summary compared(const struct bench *bench, size_t from, size_t to,
+                                     size_t figure)
+{
+    struct pairs pairs = {0};
+    struct pairs_summary summary;
+
+    for (uint32_t i = 0; i < bench->n_rounds; i++)
+        if (pairs_add(&pairs, value_of(&bench->rows[from][i], figure),
+                      value_of(&bench->rows[to][i], figure)) < 0)
+            break;
+    summary = pairs_summary(&pairs);
+    pairs_done(&pairs);
+    return summary;
+}
+
+static void print_row(const char *stage, const struct row *row, double first_per_s)
+{
+    printf("%-18s %10.0f %10.0f %10.0f %12.0f %12.0f %10.0f %6.2f %6llu\n", stage,
            row->requests_per_s, row->p50_us, row->p99_us, row->first_token_p50_us,
-           row->steady_p99_us, row->memory_per_request_bytes,
-           row->requests_per_s / first->requests_per_s, (unsigned long long)row->errors);
+           row->steady_p99_us, row->memory_per_request_bytes, row->requests_per_s / first_per_s,
+           (unsigned long long)row->errors);
     fflush(stdout);
 }
 
-static int write_json(const struct row *rows, size_t n, const char *path)
+static void print_heads(void)
 {
+    printf("%-18s %10s %10s %10s %12s %12s %10s %6s %6s\n", "stage", "requests/s", "p50 us",
+           "p99 us", "1st token us", "A's p99 us", "bytes/req", "gain", "errors");
+}
+
+static void print_step(const struct bench *bench, size_t from, size_t to, size_t figure,
+                       const char *what)
+{
+    struct pairs_summary s = compared(bench, from, to, figure);
+
+    printf("%-18s %-24s %.3f  [%.3f, %.3f]\n", to - from > 1 ? "everything on" : stages[to].name,
+           what, s.median, s.low, s.high);
+}
+
+static void print_steps(const struct bench *bench)
+{
+    struct pairs_summary s = compared(bench, 0, 1, BY_RATE);
+
+    printf("\nratios to the stage before, %zu pairs, median and interval of %.1f %%\n", s.n,
+           100 * s.confidence);
+    for (size_t i = 1; i < N_STAGES; i++)
+        print_step(bench, i - 1, i, BY_RATE, "requests/s");
+    print_step(bench, 2, 3, BY_FIRST_TOKEN, "first token p50");
+    print_step(bench, 3, 4, BY_STEADY_P99, "the 48 clients' p99");
+    print_step(bench, 0, N_STAGES - 1, BY_RATE, "requests/s, against off");
+}
+
+static json_t *json_step(const struct bench *bench, size_t from, size_t to)
+{
+    json_t *step = json_object();
+
+    for (size_t f = 0; f < ELEMENTSOF(figures); f++) {
+        struct pairs_summary s = compared(bench, from, to, f);
+        json_object_set_new(
+            step, figures[f].key,
+            json_pack("{s:f, s:f, s:f}", "median", s.median, "low", s.low, "high", s.high));
+    }
+    return step;
+}
+
+static int write_json(const struct bench *bench)
+{
+    double first_per_s = medians(bench, 0).requests_per_s;
     json_t *root = json_array();
     int r;
 
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < N_STAGES; i++) {
+        struct row row = medians(bench, i);
         json_array_append_new(
-            root, json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "stage", rows[i].stage,
-                            "requests_per_s", rows[i].requests_per_s, "p50_us", rows[i].p50_us,
-                            "p99_us", rows[i].p99_us, "first_token_p50_us",
-                            rows[i].first_token_p50_us, "steady_p99_us", rows[i].steady_p99_us,
-                            "memory_per_request_bytes", rows[i].memory_per_request_bytes, "gain",
-                            rows[i].requests_per_s / rows[0].requests_per_s, "errors",
-                            (json_int_t)rows[i].errors));
-    r = json_dump_file(root, path, JSON_INDENT(2));
+            root,
+            json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:o, s:o}", "stage",
+                      stages[i].name, "requests_per_s", row.requests_per_s, "p50_us", row.p50_us,
+                      "p99_us", row.p99_us, "first_token_p50_us", row.first_token_p50_us,
+                      "steady_p99_us", row.steady_p99_us, "memory_per_request_bytes",
+                      row.memory_per_request_bytes, "gain", row.requests_per_s / first_per_s,
+                      "errors", (json_int_t)row.errors, "pairs", (json_int_t)bench->n_rounds,
+                      "to_previous", json_step(bench, i > 0 ? i - 1 : 0, i), "to_first",
+                      json_step(bench, 0, i)));
+    }
+    r = json_dump_file(root, bench->json_path, JSON_INDENT(2));
     json_decref(root);
-    return r < 0 ? bench_fail("cannot write %s", path) : BENCH_DONE;
+    return r < 0 ? bench_fail("cannot write %s", bench->json_path) : BENCH_DONE;
 }
 
-static int run_all(struct bench *bench, struct row *rows)
+/* ---- all of them ---- */
+
+static int run_round(struct bench *bench, uint32_t round)
 {
-    printf("%-18s %10s %10s %10s %12s %12s %12s %6s %6s\n", "stage", "requests/s", "p50 us",
-           "p99 us", "1st token us", "A's p99 us", "bytes/req", "gain", "errors");
-    for (size_t i = 0; i < ELEMENTSOF(stages); i++) {
+    for (size_t i = 0; i < N_STAGES; i++) {
+        struct row *row = &bench->rows[i][round];
         char message[320] = "";
         int r = start_daemon(bench, &stages[i]);
-        if (r == 0 && run_stage(bench, &stages[i], &rows[i], message) < 0)
+        if (r == BENCH_DONE && run_stage(bench, &stages[i], round == 0, row, message) < 0)
             r = bench_fail("%s: %s", stages[i].name, message);
-        stop_daemon(bench);
-        if (r != 0)
+        own_daemon_stop(&bench->daemon);
+        if (r != BENCH_DONE)
             return r;
-        print_row(&rows[i], &rows[0]);
+        if (round == 0)
+            print_row(stages[i].name, row, bench->rows[0][0].requests_per_s);
+        else if (isatty(STDERR_FILENO))
+            fprintf(stderr, "\rround %u of %u, %-20s ", round + 1, bench->n_rounds, stages[i].name);
     }
     return BENCH_DONE;
 }
 
-static int make_place(struct bench *bench)
+static int run_all(struct bench *bench)
 {
-    char models[128];
-    int r;
+    int r = BENCH_DONE;
 
-    strcpy(bench->dir, "/tmp/hearth-stages-XXXXXX");
-    if (!mkdtemp(bench->dir))
-        return bench_fail("cannot make a folder: %s", strerror(errno));
-    snprintf(models, sizeof(models), "%s/models", bench->dir);
-    if (mkdir(models, 0755) < 0)
-        return bench_fail("cannot make %s: %s", models, strerror(errno));
-    snprintf(bench->socket_path, sizeof(bench->socket_path), "%s/s", bench->dir);
-    r = make_model(bench, "a", false, 1);
-    if (r == 0)
-        r = make_model(bench, "b", true, 2);
-    if (r == 0)
-        r = make_model(bench, "c", true, 3);
-    /* A and one of the two with what a load asks for beyond its file, a quarter on top being KV's.
-     */
-    bench->budget_bytes = (model_bytes(bench, "a") + model_bytes(bench, "b") * 13 / 10) * 4 / 3;
+    print_heads();
+    for (uint32_t round = 0; round < bench->n_rounds && r == BENCH_DONE; round++)
+        r = run_round(bench, round);
+    if (bench->n_rounds == 1 || r != BENCH_DONE)
+        return r;
+    printf("\nmedians of %u rounds\n", bench->n_rounds);
+    print_heads();
+    for (size_t i = 0; i < N_STAGES; i++) {
+        struct row row = medians(bench, i);
+        print_row(stages[i].name, &row, medians(bench, 0).requests_per_s);
+    }
+    print_steps(bench);
     return r;
 }
 
-static void remove_place(const struct bench *bench)
+/* 0; a negative number: --help was asked for; BENCH_USAGE. */
+static int parse_arguments(int argc, char **argv, struct bench *bench)
 {
-    static const char *const names[] = {"models/a.gguf", "models/b.gguf", "models/c.gguf", "models",
-                                        "hearth.yaml",   "log",           "s.models",      ""};
-    char path[128];
+    static const struct option options[] = {{"json", required_argument, NULL, 'j'},
+                                            {"pairs", required_argument, NULL, 'p'},
+                                            {"duration", required_argument, NULL, 'd'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {0}};
+    double number = 0;
+    int option, r = 0;
 
-    for (size_t i = 0; i < ELEMENTSOF(names); i++) {
-        snprintf(path, sizeof(path), "%s/%s", bench->dir, names[i]);
-        remove(path);
-    }
+    while (r == 0 && (option = getopt_long(argc, argv, "", options, NULL)) >= 0)
+        switch (option) {
+        case 'j': bench->json_path = optarg; break;
+        case 'p':
+            r = parse_number(optarg, 1, ROUNDS_MAX, &number);
+            bench->n_rounds = (uint32_t)number;
+            break;
+        case 'd': r = parse_duration(optarg, &bench->duration_us); break;
+        case 'h': return -1;
+        default: return BENCH_USAGE;
+        }
+    if (r < 0)
+        fprintf(stderr, "hearth-bench: %s is not a value for this option\n", optarg);
+    return r < 0 || optind < argc || bench->duration_us == 0 ? BENCH_USAGE : 0;
 }
 
 static int run(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"json", required_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {0}};
-    struct row rows[ELEMENTSOF(stages)] = {0};
-    const char *json_path = NULL;
-    struct bench bench = {0};
-    int option, r;
+    struct bench *bench = calloc(1, sizeof(*bench));
+    int r;
 
-    while ((option = getopt_long(argc, argv, "", options, NULL)) >= 0) {
-        if (option == 'h') {
-            printf("usage: hearth-bench stages %s\n", bench_stages.usage);
-            return BENCH_DONE;
-        }
-        if (option != 'j')
+    if (!bench)
+        return bench_fail("out of memory");
+    bench->duration_us = DURATION_US;
+    bench->n_rounds = 1;
+    r = parse_arguments(argc, argv, bench);
+    if (r != 0) {
+        free(bench);
+        if (r > 0)
             return bench_usage(&bench_stages);
-        json_path = optarg;
+        printf("usage: hearth-bench stages %s\n", bench_stages.usage);
+        return BENCH_DONE;
     }
-    if (optind < argc)
-        return bench_usage(&bench_stages);
-    r = make_place(&bench);
-    if (r == 0)
-        r = run_all(&bench, rows);
-    if (r == BENCH_DONE && json_path)
-        r = write_json(rows, ELEMENTSOF(stages), json_path);
-    remove_place(&bench);
-    prompts_done(&bench.prompts);
+    r = own_daemon_new(&bench->daemon);
+    if (r == BENCH_DONE)
+        r = make_models(bench);
+    if (r == BENCH_DONE)
+        r = run_all(bench);
+    if (r == BENCH_DONE && bench->json_path)
+        r = write_json(bench);
+    own_daemon_done(&bench->daemon);
+    prompts_done(&bench->prompts);
+    free(bench);
     return r;
 }
 
 const struct bench_command bench_stages = {
     .name = "stages",
-    .usage = "[--json FILE]",
+    .usage = "[--pairs N] [--duration 8s] [--json FILE]",
     .help = "Starts its own hearthd and measures what pooling, batching, streaming and async "
             "loading bring.",
     .run = run,
