@@ -52,6 +52,10 @@ static const struct cli_command commands[] = {
      "On a terminal the figures are drawn anew every interval; q leaves. Elsewhere they come as a "
      "line\neach, with --json as an object each. Looking never starts the daemon.\n",
      true},
+    {"events", cli_events, "", "tell what happens, as it happens",
+     "A line each: states of models, failed loads, evictions, refusals. --json prints the objects\n"
+     "as they come, one a line. Looking never starts the daemon; when it ends, so does this.\n",
+     true},
     {"doctor", cli_doctor, "", "look for what is wrong, and say what to do",
      "A line for each finding: ok, warning or problem, what about, what is so, and what to do.\n"
      "Exit status 1 where there is a problem. Looks only, starts nothing, needs no daemon.\n",

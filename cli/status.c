@@ -63,12 +63,20 @@ static int print_json(const struct asking *a, const char *socket)
     return json_print(o);
 }
 
+/* A daemon's word shall not drive a terminal. */
+static void print_line(const char *key, const char *value)
+{
+    _cleanup_free_ char *shown = value ? text_escape(value, strlen(value), false) : NULL;
+    if (shown)
+        printf("%s %s\n", key, shown);
+}
+
 /* Flat lines `key value`. */
 static void print_lines(const struct asking *a, const char *socket)
 {
-    printf("state %s\nsocket %s\n", a->state, socket);
-    if (a->version)
-        printf("version %s\n", a->version);
+    print_line("state", a->state);
+    print_line("socket", socket);
+    print_line("version", a->version);
     if (a->pid)
         printf("pid %" PRId64 "\n", a->pid);
     if (a->info) {

@@ -37,7 +37,7 @@ def without_a_daemon_a_look_says_inactive_and_work_says_how_to_start(t):
     expect(rows == [["NAME", "STATE"], ["ember", "cold"], ["tiny", "cold"]], f"{rows}")
     for command in (("run", "ember", "hi"), ("stats",), ("warm", "ember"), ("unload", "ember"),
                     ("tokenize", "ember", "hi"), ("embed", "ember", "hi"), ("pin", "ember"),
-                    ("pin", "ember", "--off"), ("reload",)):
+                    ("pin", "ember", "--off"), ("reload",), ("events",)):
         r = t.run("hearth", *command, "--socket", s, code=3)
         expect(r.out == "" and f"no daemon at {s}: start it with" in r.err, f"{r}")
     expect(not s.exists(), "a look started something")
@@ -57,7 +57,7 @@ def usage_errors_say_what_is_wrong(t):
 
 @test
 def every_command_explains_itself(t):
-    for name in ("run", "embed", "tokenize", "warm", "unload", "models", "status", "stats", "top", "pin", "reload", "doctor"):
+    for name in ("run", "embed", "tokenize", "warm", "unload", "models", "status", "stats", "top", "pin", "reload", "doctor", "events"):
         r = t.run("hearth", name, "--help")
         expect(f"usage: hearth {name}" in r.out and "--socket PATH" in r.out, f"{r}")
         expect(t.run("hearth", "help", name).out == r.out, "help NAME is another")
@@ -284,3 +284,64 @@ def what_an_administrator_may_others_are_refused_in_words(t):
     d.hearth("pin", "ember")
     r = t.run(*other, "unload", "--socket", d.socket, "ember", code=1)
     expect(r.err == "hearth: ember is pinned: an administrator may unload it\n", f"{r}")
+
+
+class Watcher:
+    """A `hearth events` and the lines that it has printed."""
+
+    def __init__(self, t, d, *args):
+        self.process = t.start(program("hearth"), "events", "--socket", d.socket, *args,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def line(self, pattern):
+        """The next line, which must match."""
+        line = self.process.stdout.readline().rstrip("\n")
+        match = re.fullmatch(pattern, line)
+        expect(match, f"wanted {pattern}: {line!r}")
+        return match
+
+    def end(self, code):
+        rest = self.process.stdout.read()
+        expect(self.process.wait(20) == code, f"exit status {self.process.returncode}")
+        return rest, self.process.stderr.read()
+
+
+@test
+def events_are_told_in_words_or_as_objects(t):
+    d = t.daemon(config="memory_budget: 16MiB\n")
+    d.expect_log(STATES, r"hearthd: model bad is failed: .*", r"hearthd: .* ember .*")
+    (d.models_dir / "bad.gguf").write_bytes(b"GGUF")
+    d.hearth("reload")
+    words, objects = Watcher(t, d), Watcher(t, d, "--json")
+    words.line(r"\d\d:\d\d:\d\d\.\d{3}  hearthd is running, version 0\.1\.0")
+    first = json.loads(objects.line(r"\{.*\}")[0])
+    expect(first["event"] == "daemon" and first["state"] == "running", f"{first}")
+    d.hearth("warm", "ember", "--wait")
+    words.line(r"\S+  ember is queued, was cold")
+    words.line(r"\S+  ember is loading, was queued")
+    words.line(r"\S+  ember is warming, was loading")
+    words.line(r"\S+  ember is ready, was warming \(\S+iB, loaded in \S+m?s\)")
+    d.hearth("warm", "bad", "--wait", code=1)
+    for word in ("queued", "loading", "failed"):
+        words.line(rf"\S+  bad is {word}, was \w+")
+    words.line(r"\S+  bad failed to load \(load-failed\): the version .*")
+    states = [json.loads(objects.line(r"\{.*\}")[0]) for _ in range(8)]
+    expect([s["seq"] for s in states] == list(range(states[0]["seq"], states[0]["seq"] + 8)), f"{states}")
+    d.signal(signal.SIGTERM)
+    rest, error = words.end(3)
+    expect("hearthd is draining" in rest and error == "hearth: the daemon has ended\n", f"{rest}{error}")
+    expect(objects.end(3)[1] == error, "another end")
+
+
+@test
+def a_closed_pipe_and_a_full_disk_end_events(t):
+    d = t.daemon()
+    d.expect_log(STATES)
+    w = Watcher(t, d)
+    w.line(".*")
+    w.process.stdout.close()
+    d.hearth("warm", "ember", "--wait")
+    expect(w.process.wait(20) == -signal.SIGPIPE and w.process.stderr.read() == "", "not quiet")
+    with open("/dev/full", "wb") as full:
+        p = t.start("hearth", "events", "--socket", d.socket, stdout=full, stderr=subprocess.PIPE)
+        expect(p.wait(20) == 1 and b"No space left" in p.stderr.read(), f"{p.returncode}")
