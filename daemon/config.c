@@ -142,38 +142,55 @@ int config_set_state_dir(struct config *config, const char *path)
 
 enum colour { WHITE, ON_PATH, DONE };
 
-/* Walks `needs` from model i; a model met again on its own path closes a cycle. Depth is bounded by
- * CONFIG_MAX_MODELS, since no model is entered twice. A name without an entry is a leaf: it may be
- * a file in a models directory. */
-static const char *find_cycle(const struct config *config, size_t i, unsigned char *colours)
+/* Walks `needs` from model i; a model met again on its own path closes a cycle, whose models *path
+ * then names in their order. Depth is bounded by CONFIG_MAX_MODELS, since no model is entered
+ * twice. A name without an entry is a leaf: it may be a file in a models directory. */
+static bool find_cycle(const struct config *config, size_t i, unsigned char *colours, size_t *path,
+                       size_t *n_path)
 {
+    if (colours[i] == ON_PATH)
+        path[(*n_path)++] = i;
     if (colours[i] != WHITE)
-        return colours[i] == ON_PATH ? config->models[i].name : NULL;
+        return colours[i] == ON_PATH;
     colours[i] = ON_PATH;
+    path[(*n_path)++] = i;
     for (char **need = config->models[i].needs; need && *need; need++) {
         const struct config_model *next = config_find_model(config, *need);
-        const char *name =
-            next ? find_cycle(config, (size_t)(next - config->models), colours) : NULL;
-        if (name)
-            return name;
+        if (next && find_cycle(config, (size_t)(next - config->models), colours, path, n_path))
+            return true;
     }
+    (*n_path)--;
     colours[i] = DONE;
-    return NULL;
+    return false;
+}
+
+/* "a needs b needs a", of the path's end from the model on that closes it; long ones are cut. */
+static int refuse_cycle(const struct config *config, const size_t *path, size_t n_path,
+                        struct fault *ret_fault)
+{
+    char chain[FAULT_TEXT_BYTES / 2] = "";
+    size_t len = 0, i = 0;
+
+    while (path[i] != path[n_path - 1])
+        i++;
+    for (size_t at = i; at < n_path && len < sizeof(chain); at++)
+        len += (size_t)snprintf(chain + len, sizeof(chain) - len, "%s%.64s",
+                                at == i ? "" : " needs ", config->models[path[at]].name);
+    return fault_set(ret_fault, -EINVAL,
+                     "models.%.64s.needs: expected no cycle, and %s; take one of them out",
+                     config->models[path[i]].name, chain);
 }
 
 static int check_needs(const struct config *config, struct fault *ret_fault)
 {
     _cleanup_free_ unsigned char *colours = calloc(config->n_models + 1, 1);
-    if (!colours)
+    _cleanup_free_ size_t *path = calloc(config->n_models + 1, sizeof(*path));
+    size_t n_path = 0;
+    if (!colours || !path)
         return -ENOMEM;
-    for (size_t i = 0; i < config->n_models; i++) {
-        const char *name = find_cycle(config, i, colours);
-        if (name)
-            return fault_set(ret_fault, -EINVAL,
-                             "models.%s.needs: expected no cycle, and %s needs itself by way of "
-                             "the models it names; take one of them out",
-                             name, name);
-    }
+    for (size_t i = 0; i < config->n_models; i++)
+        if (find_cycle(config, i, colours, path, &n_path))
+            return refuse_cycle(config, path, n_path, ret_fault);
     return 0;
 }
 

@@ -117,7 +117,7 @@ const struct config_key config_keys[] = {
      .sentence = "Whether models load beside running requests; `no` loads one at a time."},
     {"loading.max_concurrent", KIND_COUNT, AT(loading.max_concurrent), .min = 1, .max = 16,
      .text = "3", .sentence = "Loads at once."},
-    {"loading.per_uid", KIND_COUNT, AT(loading.per_uid), .later = true, .min = 1, .max = 16, .text = "2",
+    {"loading.per_uid", KIND_COUNT, AT(loading.per_uid), .min = 1, .max = 16, .text = "2",
      .sentence = "Loads at once that one uid alone waits for."},
     {"loading.timeout", KIND_DURATION, AT(loading.timeout_us), .min = S, .max = DAY, .text = "120s",
      .sentence = "A load without progress for this long has failed."},
@@ -151,7 +151,7 @@ const struct config_key config_keys[] = {
     {MODEL("preload"), KIND_CHOICE, MODEL_AT(preload), .words = words_preload, .text = "lazy",
      .sentence = "When it is loaded: at the first request, at the daemon's start, or (none) at the "
                  "first request and never by prediction."},
-    {MODEL("priority"), KIND_RANK, MODEL_AT(priority), .later = true, .max = 100, .text = "0",
+    {MODEL("priority"), KIND_RANK, MODEL_AT(priority), .max = 100, .text = "0",
      .sentence = "Of two loads that wait the higher goes first."},
     {MODEL("pinned"), KIND_FLAG, MODEL_AT(pinned), .text = "no",
      .sentence = "Whether it is never evicted."},
@@ -162,7 +162,7 @@ const struct config_key config_keys[] = {
     {MODEL("context"), KIND_COUNT, MODEL_AT(context), .min = 16, .max = 16777216, .zero = "auto",
      .text = "auto", .text_words = "auto: the model's own, or what the KV budget gives",
      .sentence = "Most tokens of prompt and answer together."},
-    {MODEL("needs"), KIND_NAMES, MODEL_AT(needs), .later = true, .sentence = "Models that are loaded before it."},
+    {MODEL("needs"), KIND_NAMES, MODEL_AT(needs), .sentence = "Models that are loaded before it."},
 };
 /* clang-format on */
 const size_t n_config_keys = ELEMENTSOF(config_keys);

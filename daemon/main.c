@@ -125,7 +125,9 @@ static int apply_arguments(struct config *config, struct arguments *arguments,
         r = config_add_models_dir(config, arguments->models_dirs[i]);
     if (r >= 0 && arguments->state_dir)
         r = config_set_state_dir(config, arguments->state_dir);
-    return r < 0 ? r : config_check(config, ret_fault);
+    if (r >= 0)
+        r = config_check(config, ret_fault);
+    return r < 0 || arguments->list ? r : registry_check_config(config, ret_fault);
 }
 
 /* As many descriptors as the kernel lets this process have, up to what the connections need. */

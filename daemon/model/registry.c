@@ -215,6 +215,8 @@ void registry_fail(struct registry *registry, struct model_entry *entry, enum wi
     entry->again = entry->leaving = false;
     snprintf(entry->error, sizeof(entry->error), "%s", sentence);
     registry_set_state(registry, entry, MODEL_FAILED);
+    if (entry->state == MODEL_FAILED)
+        registry_need_changed(registry, entry);
 }
 
 static uint64_t file_bytes(const struct model_entry *entry)
@@ -250,6 +252,7 @@ static size_t list_residents(const struct registry *registry, const struct model
             .last_used_us = e->last_used_us,
             .fixed = e->pinned || e->holds > 0,
             .busy = e->state != MODEL_READY || (e->in_use > 0 && !impatient) ||
+                    registry_is_needed(registry, e) ||
                     (!asked && registry_used_by_others(registry, e, but->asker)),
             .leaving = e->state == MODEL_DRAINING,
         };
@@ -274,7 +277,7 @@ static void evict(struct registry *registry, struct model_entry *victim,
 }
 
 /* Starts the load of a queued entry when there is room, and makes room where that may be. */
-static void start_when_room(struct registry *registry, struct model_entry *entry)
+void registry_start_queued(struct registry *registry, struct model_entry *entry)
 {
     size_t n = HASH_COUNT(registry->entries) + 1, n_evict;
     _cleanup_free_ struct resident *residents = calloc(n, sizeof(*residents));
@@ -284,6 +287,8 @@ static void start_when_room(struct registry *registry, struct model_entry *entry
     struct newcomer newcomer = {.bytes = need, .wanted = RESIDENCY_ASKED_FOR};
     char sentence[FAULT_TEXT_BYTES];
 
+    if (!registry_needs_are_ready(registry, entry))
+        return; /* their news bring it back here */
     if (!residents || !entries || !out) {
         registry_fail(registry, entry, CODE_NO_MEMORY, "no memory for the load");
         return;
@@ -334,7 +339,7 @@ static void start_in_turn(struct registry *registry)
 
     while ((entry = next_in_turn(registry, turn)) && entry->turn <= last) {
         turn = entry->turn;
-        start_when_room(registry, entry);
+        registry_start_queued(registry, entry);
     }
 }
 
@@ -365,7 +370,7 @@ static bool load_cancelled(const struct load_task *task)
 
 static int start_queued(struct registry *registry, struct model_entry *entry)
 {
-    start_when_room(registry, entry);
+    registry_start_queued(registry, entry);
     if (entry->state == MODEL_FAILED)
         return -EIO;
     return entry->state == MODEL_READY ? 0 : 1;
@@ -414,7 +419,7 @@ int registry_want_for(struct registry *registry, struct model_entry *entry,
     entry->error[0] = 0;
     entry->turn = ++registry->turns;
     registry_set_state(registry, entry, MODEL_QUEUED);
-    start_when_room(registry, entry);
+    registry_start_queued(registry, entry);
     if (entry->state == MODEL_FAILED)
         return -EIO;
     return entry->state == MODEL_READY ? 0 : 1;
@@ -496,6 +501,7 @@ void registry_warmed(struct registry *registry, struct model_entry *entry, const
     entry->last_used_us = entry->idle_since_us = registry_now_us(registry);
     entry->shortened_us = 0;
     registry_set_state(registry, entry, MODEL_READY);
+    registry_need_changed(registry, entry);
     if (entry->leaving || registry->shutting_down)
         registry_unload(registry, entry);
 }

@@ -193,6 +193,8 @@ void registry_write_stats(const struct model_entry *entry, FILE *out);
 /* Per-model series of hearth.prom. */
 void registry_write_prometheus(struct registry *registry, FILE *out);
 
+/* Whether all names that the configuration's models need are there; -EINVAL with a sentence. */
+int registry_check_config(const struct config *config, struct fault *ret_fault);
 /* The names alone, for `hearthd --list`: one a line. */
 int registry_list_names(const struct config *config, FILE *out, struct fault *ret_fault);
 

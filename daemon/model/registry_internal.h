@@ -36,6 +36,18 @@ void registry_fail(struct registry *registry, struct model_entry *entry, enum wi
                    const char *sentence);
 /* Room may have come free: those that wait for it try again, in their turn. */
 void registry_start_waiting(struct registry *registry);
+/* Starts the load of a queued entry when what it needs is ready and there is room, and makes room
+ * where that may be. */
+void registry_start_queued(struct registry *registry, struct model_entry *entry);
+/* Whether the models that a queued entry needs are ready (registry_needs.c); wants them, and fails
+ * the entry where one of them has failed. */
+bool registry_needs_are_ready(struct registry *registry, struct model_entry *entry);
+/* Whether another model that is on its way in needs this one. */
+bool registry_is_needed(const struct registry *registry, const struct model_entry *need);
+/* The model has become ready or failed: those that wait for it go on. */
+void registry_need_changed(struct registry *registry, struct model_entry *need);
+/* A use of the model is one of those that it needs. */
+void registry_use_needs(struct registry *registry, const struct model_entry *entry);
 /* Hands the entry's load to the loader (registry_loads.c); room has been reserved. */
 void registry_start_load(struct registry *registry, struct model_entry *entry);
 /* A load under way has become as urgent as the entry. */

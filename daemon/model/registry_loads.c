@@ -24,7 +24,7 @@ static struct load_task *new_task(struct model_entry *entry)
     task->priority = entry->priority;
     task->uid = entry->asker;
     if (entry->config) {
-        task->rank = (uint32_t)entry->config->priority;
+        task->rank = entry->config->priority;
         task->context_tokens = entry->config->context;
     }
     return task;

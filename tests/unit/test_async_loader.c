@@ -269,7 +269,7 @@ Test(async_loader, the_most_urgent_begins_first_then_the_higher_rank_then_the_ol
     struct load_task *tasks[6];
     static const struct {
         enum load_priority priority;
-        uint32_t rank;
+        int32_t rank;
     } asked[6] = {{LOAD_WARM, 0},        {LOAD_WARM, 5},        {LOAD_WARM, 0},
                   {LOAD_INTERACTIVE, 0}, {LOAD_INTERACTIVE, 9}, {LOAD_WARM, 0}};
     static const int order[6] = {4, 3, 2, 1, 0, 5}; /* task 2 is made interactive */

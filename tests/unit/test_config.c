@@ -430,7 +430,8 @@ Test(config, check_finds_cycles_of_needs)
     cr_expect_eq(config_check(config, &fault), 0, "a diamond is no cycle: %s", fault.text);
     takes("models: {a: {needs: [b]}, b: {needs: [c]}, c: {needs: [b]}}\n");
     cr_expect_eq(config_check(config, &fault), -EINVAL);
-    cr_expect(strstr(fault.text, "models.b.needs: expected no cycle"), "%s", fault.text);
+    cr_expect(strstr(fault.text, "models.b.needs: expected no cycle, and b needs c needs b;"), "%s",
+              fault.text);
     takes("models: {a: {needs: [a]}}\n");
     cr_expect_eq(config_check(config, &fault), -EINVAL);
 }

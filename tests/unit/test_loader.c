@@ -654,3 +654,160 @@ Test(registry, who_used_a_model_is_remembered_for_a_minute)
     cr_assert(registry_used_by_others(house.registry, entry, 5));
     leave_house(&house);
 }
+
+/* ---- models that need others ---- */
+
+static void configure(struct house *house, const char *text)
+{
+    char path[160];
+    FILE *file;
+
+    snprintf(path, sizeof(path), "%s/hearth.yaml", house->dir);
+    file = fopen(path, "w");
+    fprintf(file, "%s", text);
+    fclose(file);
+    cr_assert_eq(config_load(house->config, path, NULL), 0);
+}
+
+Test(registry, what_a_model_needs_is_loaded_first)
+{
+    struct house house;
+    struct model_entry *top;
+
+    build_house(&house);
+    add_model(&house, "base", 1);
+    add_model(&house, "middle", 2);
+    add_model(&house, "top", 3);
+    configure(&house, "models: {top: {needs: [middle, base]}, middle: {needs: [base]}}\n");
+    open_registry(&house, 1u << 30);
+    top = registry_find(house.registry, "top");
+    cr_assert_eq(registry_want(house.registry, top, LOAD_WARM, false), 1);
+    cr_assert_eq(top->state, MODEL_QUEUED);
+    for (const char *names[] = {"base", "middle"}, **name = names; name < names + 2; name++)
+        until(&house, registry_find(house.registry, *name), MODEL_READY);
+    until(&house, top, MODEL_READY);
+    cr_assert_str_eq(house.history,
+                     "top:queued middle:queued base:queued base:loading base:warming base:ready "
+                     "middle:loading middle:warming middle:ready top:loading top:warming "
+                     "top:ready ");
+    leave_house(&house);
+}
+
+Test(registry, a_need_becomes_as_urgent_as_what_waits_for_it)
+{
+    struct house house;
+    struct model_entry *top, *base;
+
+    build_house(&house);
+    add_model(&house, "base", 1);
+    add_model(&house, "top", 2);
+    configure(&house, "models: {top: {needs: [base]}}\n");
+    hold_loads(&house);
+    open_registry(&house, 1u << 30);
+    top = registry_find(house.registry, "top");
+    base = registry_find(house.registry, "base");
+    registry_want(house.registry, top, LOAD_PRELOAD, false);
+    cr_assert_eq(base->priority, LOAD_PRELOAD);
+    registry_want(house.registry, top, LOAD_INTERACTIVE, false);
+    cr_assert_eq(base->priority, LOAD_INTERACTIVE);
+    open_gate(&packing_gate);
+    until(&house, base, MODEL_READY);
+    until(&house, top, MODEL_READY);
+    leave_house(&house);
+}
+
+Test(registry, a_need_that_fails_fails_those_that_wait_for_it)
+{
+    struct house house;
+    struct model_entry *top, *middle, *base;
+    char path[160];
+
+    build_house(&house);
+    add_model(&house, "base", 1);
+    add_model(&house, "middle", 2);
+    add_model(&house, "top", 3);
+    configure(&house, "models: {top: {needs: [middle]}, middle: {needs: [base]}}\n");
+    snprintf(path, sizeof(path), "%s/base.gguf", house.dir);
+    cr_assert_eq(truncate(path, 1000), 0);
+    open_registry(&house, 1u << 30);
+    top = registry_find(house.registry, "top");
+    middle = registry_find(house.registry, "middle");
+    base = registry_find(house.registry, "base");
+    registry_want(house.registry, top, LOAD_WARM, false);
+    until(&house, top, MODEL_FAILED);
+    cr_assert_eq(middle->state, MODEL_FAILED);
+    cr_assert_eq(base->state, MODEL_FAILED);
+    cr_assert(strstr(top->error, "top needs middle, which failed: middle needs base, which failed"),
+              "%s", top->error);
+    cr_assert_eq(top->code, CODE_LOAD_FAILED);
+    cr_assert_eq(registry_want(house.registry, top, LOAD_WARM, false), -EIO, "base stays as it is");
+    add_model(&house, "base", 4);
+    cr_assert_eq(registry_want(house.registry, top, LOAD_WARM, false), 1, "it has changed");
+    until(&house, base, MODEL_READY);
+    until(&house, middle, MODEL_READY);
+    until(&house, top, MODEL_READY);
+    leave_house(&house);
+}
+
+Test(registry, a_need_is_not_evicted_while_it_is_waited_for)
+{
+    struct house house;
+    struct model_entry *top, *base, *other;
+    uint64_t bytes;
+
+    build_house(&house);
+    add_model(&house, "base", 1);
+    add_model(&house, "other", 2);
+    add_model(&house, "top", 3);
+    configure(&house, "models: {top: {needs: [base]}}\n");
+    open_registry(&house, 1u << 30);
+    base = registry_find(house.registry, "base");
+    registry_want(house.registry, base, LOAD_WARM, false);
+    until(&house, base, MODEL_READY);
+    bytes = registry_loaded_bytes(house.registry);
+    registry_free(house.registry);
+    open_registry(&house, bytes * 5 / 2);
+    top = registry_find(house.registry, "top");
+    base = registry_find(house.registry, "base");
+    other = registry_find(house.registry, "other");
+    registry_want(house.registry, base, LOAD_WARM, false);
+    until(&house, base, MODEL_READY);
+    house.skew_us += 10;
+    registry_want(house.registry, other, LOAD_WARM, false);
+    until(&house, other, MODEL_READY);
+    registry_want(house.registry, top, LOAD_INTERACTIVE, false);
+    until(&house, top, MODEL_READY);
+    cr_assert_eq(base->state, MODEL_READY, "though it is the one used longest ago");
+    cr_assert_eq(other->state, MODEL_COLD);
+    leave_house(&house);
+}
+
+Test(registry, a_need_that_nobody_knows_is_an_error_of_the_configuration)
+{
+    struct house house;
+    struct model_entry *top;
+    struct fault fault;
+    char path[160];
+
+    build_house(&house);
+    add_model(&house, "base", 1);
+    add_model(&house, "top", 2);
+    configure(&house, "models: {top: {needs: [base, ember]}}\n");
+    cr_assert_eq(registry_check_config(house.config, &fault), 0, "%s", fault.text);
+    open_registry(&house, 1u << 30);
+    snprintf(path, sizeof(path), "%s/base.gguf", house.dir);
+    unlink(path);
+    cr_assert_eq(registry_check_config(house.config, &fault), -EINVAL);
+    cr_assert(strstr(fault.text, "models.top.needs") && strstr(fault.text, "no model base"), "%s",
+              fault.text);
+    /* One that goes while the daemon runs fails the load alone. */
+    registry_rescan(house.registry, true);
+    for (int ms = 0; ms < WAIT_MS && house.n_lists == 0; ms++) {
+        usleep(1000);
+        registry_dispatch(house.registry);
+    }
+    top = registry_find(house.registry, "top");
+    cr_assert_eq(registry_want(house.registry, top, LOAD_WARM, false), -EIO);
+    cr_assert(strstr(top->error, "top needs base"), "%s", top->error);
+    leave_house(&house);
+}
