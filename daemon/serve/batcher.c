@@ -5,80 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "daemon/serve/adaptive.h"
-#include "daemon/serve/deadlines.h"
+#include "daemon/serve/batcher_internal.h"
 #include "lib/cleanup.h"
 
 /* A step's time is predicted as columns x this moving average; a new lane starts here. */
 #define FIRST_US_PER_COLUMN 10.0
 #define AVERAGE_WEIGHT      0.2
-
-/* Least columns that a step has for prompts, however slow the model and however many generate: one
- * KV page. */
-#define MIN_CHUNK_COLUMNS 16u
-
-struct job_list {
-    struct job *head, *tail;
-    uint32_t n;
-};
-
-/* One user's engine time over all lanes. */
-struct account {
-    uint32_t uid;
-    uint64_t engine_us; /* charged, ever */
-    double virtual_us;  /* the same, raised to the others' when the user comes back from idle */
-    uint32_t n_active;  /* jobs waiting or running */
-    uint32_t n_waiting; /* of these, waiting */
-    uint32_t n_shares;
-    struct account *next;
-};
-
-/* One user's waiting jobs in one lane. */
-struct share {
-    struct lane *lane;
-    struct account *account;
-    struct job_list waiting[BATCHER_PRIORITIES];
-    uint32_t n_jobs;    /* in whatever state */
-    uint32_t n_active;  /* of these, waiting or running */
-    double virtual_us;  /* engine time, as the account's: decides between one user's models */
-    uint64_t columns;   /* in the open step */
-    struct job *cursor; /* while composing: the running jobs before it have been looked at */
-    bool passed_over;   /* while composing: nobody of it is admitted any more */
-    uint64_t denied_us; /* its first job has been denied memory since then; 0: it has not */
-    bool denied_own;    /* because of what its own user holds */
-    struct share *next;
-};
-
-struct lane {
-    struct batcher *batcher;
-    void *subject;
-    struct share *shares;
-    struct job_list running, held;
-    uint32_t n_waiting, n_jobs;
-    double us_per_column;
-    struct adaptive adaptive;
-    bool open;
-    bool starved;      /* nothing could be composed: KV memory is out until something leaves */
-    bool kept_waiting; /* the next step has waited for company */
-    enum batch_reason company; /* what ends that waiting, if not company */
-    struct batch batch;
-    struct lane *next;
-};
-
-struct batcher {
-    struct batcher_options options;
-    struct account *accounts;
-    struct lane *lanes;
-    struct job_list refused;
-    struct deadlines deadlines;
-    uint64_t n_added;
-    uint32_t n_denied; /* shares that have been denied memory */
-    uint32_t n_waiting, n_running, n_parked, n_held;
-    uint64_t held_ever;
-    uint64_t n_narrowed, n_widened; /* widths of lanes that are gone */
-    const struct lane *last;        /* whose step was closed last; NULL: none, or it is gone */
-    bool engine_idle;               /* nothing could be done when it was last asked for */
-};
 
 /* ---- lists ---- */
 
@@ -326,10 +258,27 @@ const struct batch *batcher_batch(const struct lane *lane)
 
 /* ---- jobs ---- */
 
+/* What it will have computed once it runs, nearly at least. */
+static void foresee(struct job *job)
+{
+    const struct forecast *forecast = &job->lane->forecast;
+    uint32_t left =
+        job->prompt + job->most_tokens - MIN(job->known, job->prompt + job->most_tokens);
+
+    job->foreseen_prompt = (uint32_t)(forecast->least_fresh * (job->known - job->fed));
+    job->foreseen_prompt = MAX(job->foreseen_prompt, MIN(job->least_prompt, job->known - job->fed));
+    job->foreseen_tokens = (uint32_t)MIN(forecast->least_tokens, (double)left);
+}
+
 static void job_wait(struct batcher *batcher, struct job *job)
 {
+    struct work *work = &job->share->work[job->priority];
+
     list_insert(&job->share->waiting[job->priority], job);
     job->state = JOB_WAITING;
+    foresee(job);
+    work->prompts += job->foreseen_prompt;
+    work->by_tokens[work_class(job->foreseen_tokens)]++;
     job->share->account->n_waiting++;
     job->lane->n_waiting++;
     job->lane->starved = false;
@@ -369,6 +318,8 @@ static void job_leave(struct batcher *batcher, struct job *job)
     switch (job->state) {
     case JOB_WAITING:
         list_remove(&job->share->waiting[job->priority], job);
+        job->share->work[job->priority].prompts -= job->foreseen_prompt;
+        job->share->work[job->priority].by_tokens[work_class(job->foreseen_tokens)]--;
         lane->n_waiting--;
         batcher->n_waiting--;
         job->share->account->n_waiting--;
@@ -403,8 +354,10 @@ int batcher_add(struct batcher *batcher, struct job *job, uint64_t now_us)
         return -ENOMEM;
     if (job->deadline_us && deadlines_add(&batcher->deadlines, job) < 0)
         return -ENOMEM;
-    if (job->serial == 0)
+    if (job->serial == 0) {
         job->serial = ++batcher->n_added;
+        job->prompt = job->known;
+    }
     job->admitted = false;
     job->fed = job->room = 0;
     job->share->n_jobs++;
@@ -420,6 +373,7 @@ void batcher_remove(struct batcher *batcher, struct job *job)
         return;
     job_leave(batcher, job);
     deadlines_remove(&batcher->deadlines, job);
+    forecast_end(&job->lane->forecast, job->known - job->prompt);
     job->share->n_jobs--;
     job->lane->n_jobs--;
 }
@@ -538,10 +492,24 @@ static void job_refuse(struct batcher *batcher, struct job *job)
     list_append(&batcher->refused, job);
 }
 
-/* Jobs that may run at once. */
-static uint32_t places(const struct lane *lane)
+uint32_t lane_places(const struct lane *lane)
 {
     return MIN(lane->batcher->options.max_batch, lane->adaptive.width);
+}
+
+/* The job has its KV memory; what is there of its prompt is known now. False: what is not can't be
+ * computed before its deadline. */
+static bool begin(struct job *job, uint64_t now_us)
+{
+    if (job->admitted)
+        return true;
+    job->admitted = true;
+    if (job->known == job->prompt)
+        forecast_begin(&job->lane->forecast, job->known, job->fed);
+    if (!job->deadline_us)
+        return true;
+    job->foreseen = foresee_begun(job);
+    return !foreseen_late(&job->foreseen, job->deadline_us, now_us);
 }
 
 /* Lets waiting jobs join while there are places and KV memory. While it picks, each pick is charged
@@ -552,7 +520,7 @@ static void join_waiting(struct batcher *batcher, struct lane *lane, uint64_t no
 
     for (struct share *share = lane->shares; share; share = share->next)
         share->passed_over = false;
-    while (lane->running.n < places(lane) && (job = next_waiting(lane))) {
+    while (lane->running.n < lane_places(lane) && (job = next_waiting(lane))) {
         int r = admit(batcher, job, now_us);
         if (r == -EAGAIN)
             continue;
@@ -569,7 +537,10 @@ static void join_waiting(struct batcher *batcher, struct lane *lane, uint64_t no
             job_refuse(batcher, job);
             continue;
         }
-        job->admitted = true;
+        if (!begin(job, now_us)) {
+            job_refuse(batcher, job);
+            continue;
+        }
         job->state = JOB_RUNNING;
         list_append(&lane->running, job);
         batcher->n_running++;
@@ -625,9 +596,9 @@ static void uncharge_joined(struct lane *lane)
     }
 }
 
-static uint32_t column_budget(const struct batcher *batcher, const struct lane *lane)
+uint32_t lane_column_budget(const struct lane *lane)
 {
-    double columns = (double)batcher->options.chunk_target_us / lane->us_per_column;
+    double columns = (double)lane->batcher->options.chunk_target_us / lane->us_per_column;
 
     if (columns < MIN_CHUNK_COLUMNS)
         columns = MIN_CHUNK_COLUMNS;
@@ -673,7 +644,7 @@ static struct job *next_prompt(struct lane *lane)
 static void put_prompts(const struct batcher *batcher, struct lane *lane)
 {
     struct batch *batch = &lane->batch;
-    uint32_t most = MAX(column_budget(batcher, lane), batch->n_columns + MIN_CHUNK_COLUMNS);
+    uint32_t most = MAX(lane_column_budget(lane), batch->n_columns + MIN_CHUNK_COLUMNS);
     struct job *job;
 
     most = MIN(most, batcher->options.max_columns);
@@ -729,7 +700,7 @@ static enum batch_reason step_reason(struct batcher *batcher, struct lane *lane,
     bool was_idle = batcher->engine_idle, kept_waiting = lane->kept_waiting;
 
     batcher->engine_idle = lane->kept_waiting = false;
-    if (lane->running.n >= places(lane))
+    if (lane->running.n >= lane_places(lane))
         return BATCH_FULL;
     if (kept_waiting)
         return waiting >= batcher->options.min_batch ? BATCH_MIN_BATCH : lane->company;
@@ -836,6 +807,7 @@ void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us)
     assert(lane->open);
     batcher->last = lane;
     adaptive_note(&lane->adaptive, batch->n_columns, us);
+    forecast_step(&lane->forecast, batch->n_columns, us);
     lane->us_per_column += AVERAGE_WEIGHT * (per_column - lane->us_per_column);
     if (lane->us_per_column < 0.01)
         lane->us_per_column = 0.01;

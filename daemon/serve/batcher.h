@@ -37,6 +37,13 @@ enum job_state {
     JOB_REFUSED, /* can never run; waits to be handed out by batcher_refused() */
 };
 
+/* The least time that a job will take to its first token; all 0: nobody knows. */
+struct foreseen {
+    uint64_t wait_us; /* work before it in the order of service: its own user's, and of others what
+                       * they are due meanwhile */
+    uint64_t own_us;  /* its prompt and the step that gives its first token */
+};
+
 /* What the batcher knows of a request; embedded in it. */
 struct job {
     /* Set by the submitter. */
@@ -44,15 +51,20 @@ struct job {
     uint32_t uid;
     uint32_t priority; /* 0 interactive .. BATCHER_PRIORITIES - 1 */
     uint64_t arrived_us;
-    uint64_t deadline_us; /* absolute; 0: none */
-    uint32_t known;       /* tokens known: the prompt, and each that was sampled */
-    uint32_t room;        /* tokens it has KV memory for; set by `admit` and `grow` */
+    uint64_t deadline_us;  /* absolute; 0: none */
+    uint32_t known;        /* tokens known: the prompt, and each that was sampled */
+    uint32_t least_prompt; /* tokens of its prompt that no kept beginning can spare it */
+    uint32_t most_tokens;  /* that it may generate */
+    uint32_t room;         /* tokens it has KV memory for; set by `admit` and `grow` */
     /* The batcher's. */
     uint32_t fed;   /* of these, computed */
     uint32_t chunk; /* columns in the open step; 0: not in it */
     enum job_state state;
     bool admitted;   /* has its KV memory */
     uint64_t serial; /* in the order of arrival, from 1; stays when it is added again */
+    uint32_t prompt; /* tokens known when it came */
+    uint32_t foreseen_prompt, foreseen_tokens; /* while it waits: to be computed nearly at least */
+    struct foreseen foreseen;                  /* JOB_REFUSED for its deadline: the numbers */
     struct share *share;
     struct job *previous, *next;
     size_t heap_index; /* place among the deadlines + 1; 0: none */
@@ -140,9 +152,20 @@ void batcher_charge(struct batcher *batcher, struct lane *lane, uint64_t us);
 /* The step is done: `fed` of its jobs moves on. `us`: the step's whole time, for prediction. */
 void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us);
 
+/* Part of what is foreseen that a deadline is given beyond: what was measured need not hold. */
+#define FORESEEN_SLACK 4u
+
+/* What is foreseen of a job that has just been added. */
+struct foreseen batcher_foresee(const struct job *job);
+/* Whether that clearly cannot be in time: all of it less a FORESEEN_SLACK-th is more than the time
+ * that is left. Jobs that are late by their own prompt alone, once what is there of it is known,
+ * come out by batcher_refused(). */
+bool foreseen_late(const struct foreseen *foreseen, uint64_t deadline_us, uint64_t now_us);
+
 /* A job whose deadline has passed and that is in no open step, or NULL. Still the batcher's. */
 struct job *batcher_expired(struct batcher *batcher, uint64_t now_us);
-/* A job that `admit` refused for good, or NULL. It is JOB_IDLE now. */
+/* A job that `admit` refused for good, or that is late (its `foreseen` is not all 0), or NULL. It
+ * is JOB_IDLE now. */
 struct job *batcher_refused(struct batcher *batcher);
 
 /* Engine time charged to a user so far, microseconds; 0 for one unknown. */

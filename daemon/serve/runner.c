@@ -389,6 +389,35 @@ static int grow_kv(void *userdata, struct job *job)
     return pressure_grow(runner->pressure, job_request(job));
 }
 
+/* The deadline cannot be met by what is foreseen. */
+static void fail_late(struct runner *runner, struct request *request)
+{
+    const struct foreseen *foreseen = &request->job.foreseen;
+    uint64_t deadline_us = request->job.deadline_us - request->received_us;
+
+    metrics_add(runner->options.metrics, M_DEADLINE_FORESEEN, 1);
+    request_fail(request, CODE_DEADLINE,
+                 "the deadline of %" PRIu64 " us cannot be met: work before it takes %" PRIu64
+                 " us at least and its first token %" PRIu64
+                 " us more; allow more time, or ask when less is waiting",
+                 deadline_us, foreseen->wait_us, foreseen->own_us);
+    finish(runner, request);
+}
+
+/* What can be said of the request before it is begun. */
+static void set_job(struct runner *runner, struct request *request)
+{
+    struct job *job = &request->job;
+
+    job->lane = request->runner_model->lane;
+    job->known = request->n_ids;
+    if (job->arrived_us == 0)
+        job->arrived_us = now_us(runner);
+    job->most_tokens = request->max_tokens;
+    job->least_prompt =
+        runner->options.prefix_cache && request->kind == REQUEST_COMPLETE ? 1 : request->n_ids;
+}
+
 static void take_submit(struct runner *runner, struct request *request)
 {
     struct job *job = &request->job;
@@ -397,14 +426,15 @@ static void take_submit(struct runner *runner, struct request *request)
     request->handed_back = false;
     runner->n_requests++;
     request->runner_model->n_requests++;
-    job->lane = request->runner_model->lane;
-    job->known = request->n_ids;
-    if (job->arrived_us == 0)
-        job->arrived_us = now_us(runner);
-    r = request->runner_model->lane ? batcher_add(runner->batcher, job, now_us(runner)) : -ENOMEM;
+    set_job(runner, request);
+    r = job->lane ? batcher_add(runner->batcher, job, now_us(runner)) : -ENOMEM;
     if (r < 0) {
         request_fail(request, CODE_NO_MEMORY, "no memory for another request");
         finish(runner, request);
+    } else if (job->deadline_us) {
+        job->foreseen = batcher_foresee(job);
+        if (foreseen_late(&job->foreseen, job->deadline_us, now_us(runner)))
+            fail_late(runner, request);
     }
 }
 
@@ -678,9 +708,14 @@ static void refuse_and_expire(struct runner *runner, uint64_t now)
 {
     struct job *job;
 
-    while ((job = batcher_refused(runner->batcher)))
-        finish(runner, job_request(job));
+    while ((job = batcher_refused(runner->batcher))) {
+        if (job_request(job)->reason == END_ERROR) /* noted where it was refused */
+            finish(runner, job_request(job));
+        else
+            fail_late(runner, job_request(job));
+    }
     while ((job = batcher_expired(runner->batcher, now))) {
+        metrics_add(runner->options.metrics, M_DEADLINE_PASSED, 1);
         request_fail(job_request(job), CODE_DEADLINE, "the deadline passed before the end");
         finish(runner, job_request(job));
     }

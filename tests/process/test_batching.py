@@ -1,6 +1,6 @@
 """Batching as clients see it: why steps go, order, deadlines, what one user may hold."""
 from lib.harness import expect, test
-from lib.models import ready_daemon
+from lib.models import made_model, ready_daemon
 from lib.wire import frame, text_of
 
 REASONS = ("idle", "gathered", "continued", "full", "min_batch", "max_delay", "deadline")
@@ -58,3 +58,23 @@ def adaptive_narrows_steps_and_changes_no_text(t):
             expect(text_of(c.replies(request)) == alone, "the text is another one")
     expect(d.metric("step_width") == 16 and d.metric("step_narrowed_total") > 0,
            f"{d.metric('step_width')}")
+
+
+@test
+def a_deadline_that_cannot_be_met_is_refused_early(t):
+    d = t.daemon(models=[made_model(t, "slow", "--dim", "256", "--ff", "1024")],
+                 config="engine: {prefix_cache: no}\n")
+    d.hearth("warm", "--wait", "slow")
+    long = (("MODEL", "slow"), ("PROMPT", "a dog ran " * 400), ("MAX_TOKENS", 1), *ONE)
+    with d.client() as c:
+        first = c.ask("COMPLETE", *long, ("DEADLINE_US", 600 * 1000000))[-1]
+        expect(first.type == "DONE", f"nothing was measured yet: {first}")
+        for _ in range(3):
+            took = c.ask("COMPLETE", *long)[-1].get("PREFILL_US")
+        columns = d.metric("step_columns_total")
+        last = c.ask("COMPLETE", *long, ("DEADLINE_US", took // 20))[-1]
+        expect(last.get("CODE") == "deadline" and "cannot be met" in last.get("SENTENCE"), f"{last}")
+        expect(d.metric("step_columns_total") == columns, "it was begun all the same")
+        last = c.ask("COMPLETE", *long, ("DEADLINE_US", took * 50))[-1]
+        expect(last.type == "DONE", f"{last}")
+    expect(d.metric("deadlines_foreseen_total") == 1, "not counted")

@@ -1,0 +1,105 @@
+/* What the files of the batcher share: the queues and their bookkeeping (batcher.c), and what is
+ * foreseen from them (foresight.c). */
+#ifndef HEARTH_SERVE_BATCHER_INTERNAL_H
+#define HEARTH_SERVE_BATCHER_INTERNAL_H
+
+#include "daemon/serve/adaptive.h"
+#include "daemon/serve/batcher.h"
+#include "daemon/serve/deadlines.h"
+#include "daemon/serve/forecast.h"
+
+/* Least columns that a step has for prompts, however slow the model and however many generate: one
+ * KV page. */
+#define MIN_CHUNK_COLUMNS 16u
+
+struct job_list {
+    struct job *head, *tail;
+    uint32_t n;
+};
+
+/* What is foreseen of the jobs in a list: tokens of prompts to be computed, and how many jobs will
+ * generate nothing, 1, 2..3, 4..7, ... tokens. */
+#define WORK_CLASSES 16u
+
+struct work {
+    uint64_t prompts;
+    uint32_t by_tokens[WORK_CLASSES];
+};
+
+static inline uint32_t work_class(uint32_t tokens)
+{
+    uint32_t class = tokens ? 32u - (uint32_t)__builtin_clz(tokens) : 0;
+
+    return class < WORK_CLASSES ? class : WORK_CLASSES - 1;
+}
+
+/* One user's engine time over all lanes. */
+struct account {
+    uint32_t uid;
+    uint64_t engine_us; /* charged, ever */
+    double virtual_us;  /* the same, raised to the others' when the user comes back from idle */
+    uint32_t n_active;  /* jobs waiting or running */
+    uint32_t n_waiting; /* of these, waiting */
+    uint32_t n_shares;
+    struct account *next;
+};
+
+/* One user's waiting jobs in one lane. */
+struct share {
+    struct lane *lane;
+    struct account *account;
+    struct job_list waiting[BATCHER_PRIORITIES];
+    struct work work[BATCHER_PRIORITIES]; /* of those that wait */
+    uint32_t n_jobs;                      /* in whatever state */
+    uint32_t n_active;                    /* of these, waiting or running */
+    double virtual_us;  /* engine time, as the account's: decides between one user's models */
+    uint64_t columns;   /* in the open step */
+    struct job *cursor; /* while composing: the running jobs before it have been looked at */
+    bool passed_over;   /* while composing: nobody of it is admitted any more */
+    uint64_t denied_us; /* its first job has been denied memory since then; 0: it has not */
+    bool denied_own;    /* because of what its own user holds */
+    struct share *next;
+};
+
+struct lane {
+    struct batcher *batcher;
+    void *subject;
+    struct share *shares;
+    struct job_list running, held;
+    uint32_t n_waiting, n_jobs;
+    double us_per_column;
+    struct adaptive adaptive;
+    struct forecast forecast;
+    bool open;
+    bool starved;      /* nothing could be composed: KV memory is out until something leaves */
+    bool kept_waiting; /* the next step has waited for company */
+    enum batch_reason company; /* what ends that waiting, if not company */
+    struct batch batch;
+    struct lane *next;
+};
+
+struct batcher {
+    struct batcher_options options;
+    struct account *accounts;
+    struct lane *lanes;
+    struct job_list refused;
+    struct deadlines deadlines;
+    uint64_t n_added;
+    uint32_t n_denied; /* shares that have been denied memory */
+    uint32_t n_waiting, n_running, n_parked, n_held;
+    uint64_t held_ever;
+    uint64_t n_narrowed, n_widened; /* widths of lanes that are gone */
+    const struct lane *last;        /* whose step was closed last; NULL: none, or it is gone */
+    bool engine_idle;               /* nothing could be done when it was last asked for */
+};
+
+/* Columns that a step of the lane may have now. */
+uint32_t lane_column_budget(const struct lane *lane);
+/* Jobs of it that may run at once. */
+uint32_t lane_places(const struct lane *lane);
+
+/* The same as batcher_foresee() of a job that has just been given its memory: what is there of its
+ * prompt is known, and who is before it runs. */
+struct foreseen foresee_begun(const struct job *job);
+
+#endif
