@@ -151,11 +151,17 @@ static double seconds_between(const struct top_sample *before, const struct top_
                                                   : NAN;
 }
 
-static const struct top_model *find_model(const struct top_sample *sample, const char *name)
+/* From *at on, and round: both samples have the same order, so the next one is there as a rule. */
+static const struct top_model *find_model(const struct top_sample *sample, const char *name,
+                                          size_t *at)
 {
-    for (size_t i = 0; sample && i < sample->n_models; i++)
-        if (strcmp(sample->models[i].name, name) == 0)
-            return &sample->models[i];
+    for (size_t i = 0; sample && i < sample->n_models; i++) {
+        const struct top_model *model = &sample->models[(*at + i) % sample->n_models];
+        if (strcmp(model->name, name) == 0) {
+            *at += i + 1;
+            return model;
+        }
+    }
     return NULL;
 }
 
@@ -189,8 +195,9 @@ static int model_figures(const struct top_sample *before, const struct top_sampl
     f->models = calloc(after->n_models + 1, sizeof(*f->models));
     if (!f->models)
         return -ENOMEM;
+    size_t at = 0;
     for (size_t i = 0; i < after->n_models; i++) {
-        const struct top_model *now = &after->models[i], *was = find_model(before, now->name);
+        const struct top_model *now = &after->models[i], *was = find_model(before, now->name, &at);
         f->models[f->n_models++] = (struct top_model_figures){
             .model = now,
             .requests_per_s = was ? grown(was->requests, now->requests) / seconds : NAN,

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 
-from lib.harness import expect, program, test, wait_for
+from lib.harness import ROOT, expect, program, test, wait_for
 from lib.screen import Screen
 
 # Model states are logged as they change.
@@ -345,3 +345,28 @@ def a_closed_pipe_and_a_full_disk_end_events(t):
     with open("/dev/full", "wb") as full:
         p = t.start("hearth", "events", "--socket", d.socket, stdout=full, stderr=subprocess.PIPE)
         expect(p.wait(20) == 1 and b"No space left" in p.stderr.read(), f"{p.returncode}")
+
+
+@test
+def bash_completes_commands_options_and_models(t):
+    t.need_program("bash")
+    d = t.daemon()
+    (d.models_dir / "story.gguf").write_bytes(b"GGUF")
+    d.hearth("reload")
+    script = t.write("try.sh", f"""
+        source {ROOT}/packaging/completion/hearth
+        COMP_WORDS=({program("hearth")} "$@"); COMP_CWORD=$#; _hearth; echo "${{COMPREPLY[@]}}"
+    """)
+
+    def complete(*words):
+        return t.run("bash", script, *words, env={"HEARTH_SOCKET": str(d.socket)}).out.split()
+    helps = re.findall(r"^  (\w+) ", t.run("hearth", "--help").out, re.M)
+    expect(set(complete("")) == {*helps, "help"}, f"{complete('')}")
+    expect(complete("mod") == ["models"] and complete("help", "emb") == ["embed"], "commands")
+    expect(complete("warm", "") == ["ember", "story"] and complete("warm", "ember", "s") == ["story"],
+           f"{complete('warm', '')}")
+    expect(complete("--socket", d.socket, "run", "st") == ["story"], "behind --socket")
+    expect(complete("run", "ember", "s") == [], "a prompt is no model")
+    expect(complete("pin", "--o") == ["--off"] and "--seed" in complete("run", "--"), "options")
+    expect(complete("stats", "bat") == ["batcher"] and complete("--v") == ["--version"], "others")
+    expect(complete("run", f"{t.dir}/try") == [f"{t.dir}/try.sh"], "a file")
