@@ -312,11 +312,11 @@ Test(commands, say_so_when_the_daemon_is_going_away)
 static void tell_events(struct fake *fake, int fd)
 {
     static const char *const lines[] = {
-        "{\"time\":\"2026-11-24T10:00:00.123Z\",\"event\":\"evicted\",\"model\":\"a\",\"for\":"
-        "\"b\","
-        "\"why\":\"least likely\",\"bytes\":1048576,\"reload_us\":2500000}",
-        "{\"time\":\"2026-11-24T10:00:01Z\",\"event\":\"busy\",\"uid\":7,\"refused\":3,"
-        "\"sentence\":\"the queue is full\"}",
+        ("{\"time\":\"2026-11-24T10:00:00.123Z\",\"event\":\"evicted\",\"model\":\"a\",\"for\":"
+         "\"b\","
+         "\"why\":\"least likely\",\"bytes\":1048576,\"reload_us\":2500000}"),
+        ("{\"time\":\"2026-11-24T10:00:01Z\",\"event\":\"busy\",\"uid\":7,\"refused\":3,"
+         "\"sentence\":\"the queue is full\"}"),
         "{\"event\":\"lost\",\"count\":12}",
         "{\"time\":\"to\\u001bmorrow\",\"event\":\"daemon\",\"state\":\"draining\"}",
         "{\"event\":\"new\\nkind\",\"seq\":1,\"list\":[1,2],\"text\":\"a b\"}",
