@@ -5,10 +5,10 @@
  * connection for each request, a batch of one, one final frame, loading in the foreground.
  *
  * The models have random weights in Q8_0, and shapes in which each system has something to do:
- * A (20 million parameters) does not fit the second-level cache, and B pushes it out of the third
- * between its steps, so that its weights come from memory, as those of every model do that is worth
- * its answers: that is what a batch shares. Its requests ask for one token, so that a connection is
- * still a part of what each costs. B and C (320 million) take a good part of a second to load.
+ * A (32 million parameters) does not fit a processor's cache, so that its weights come from memory,
+ * as those of every model do that is worth its answers: that is what a batch shares. Its requests
+ * ask for one token, so that a connection is still a part of what each costs. B and C (520 million)
+ * take a good part of a second to load, and their answers have a first token to wait for.
  *
  * With --pairs N all stages run N times in turn, and each step is told by the median of its ratios
  * to the stage before it in the same round, with an interval. */
@@ -46,7 +46,7 @@
 
 /* What the two kinds of clients ask for: one token of A, a longer answer of B or C. */
 #define STEADY_TOKENS      1u
-#define ALTERNATING_TOKENS 16u
+#define ALTERNATING_TOKENS 8u
 
 struct stage {
     const char *name;
@@ -90,11 +90,11 @@ static struct model_plan plan_of(bool large, uint64_t seed)
     struct model_plan plan = model_plan_default();
 
     plan.type = PLAN_Q8_0;
-    plan.dim = large ? 1024 : 768;
-    plan.layers = large ? 24 : 3;
-    plan.heads = large ? 16 : 12;
+    plan.dim = large ? 1280 : 768;
+    plan.layers = large ? 28 : 5;
+    plan.heads = large ? 20 : 12;
     plan.kv_heads = 4;
-    plan.ff = large ? 2816 : 2048;
+    plan.ff = large ? 3456 : 2048;
     plan.vocab = large ? 32000 : 1024;
     plan.context = 256;
     plan.tied = true;
@@ -115,6 +115,9 @@ static int make_model(const struct bench *bench, const char *name, bool large, u
     if (!file)
         return bench_fail("cannot write %s: %s", path, strerror(errno));
     r = model_make(&plan, to_file, file, &fault);
+    /* What is still to be written would disturb the first round. */
+    if (r == 0 && (fflush(file) != 0 || fdatasync(fileno(file)) < 0))
+        r = -EIO;
     if (fclose(file) != 0 && r == 0)
         r = -EIO;
     return r < 0 ? bench_fail("cannot make %s: %s", path, fault.text) : 0;
@@ -131,7 +134,11 @@ static uint64_t model_bytes(const struct bench *bench, const char *name)
 
 static int make_models(struct bench *bench)
 {
-    int r = make_model(bench, "a", false, 1);
+    int r;
+
+    if (isatty(STDERR_FILENO))
+        fprintf(stderr, "making the models\r");
+    r = make_model(bench, "a", false, 1);
 
     if (r == 0)
         r = make_model(bench, "b", true, 2);
