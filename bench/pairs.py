@@ -1,0 +1,221 @@
+#!/usr/bin/python3
+"""Comparisons on one machine: each is measured in interleaved pairs, and told as the median of their
+ratios with an interval that needs no distribution. Every mode starts a hearthd of its own.
+
+  reader       others' p99 while readers have stopped reading, against the same without them
+  fairness     two users' shares of the engine, 63 connections of 8 requests against one of 128; and
+               the p99 of one who asks for one thing at a time, in steps (needs root: setpriv)
+  credit       frames that waited for credit, with readers that keep up
+  connections  requests/s and errors of 1,000 and 10,000 connections against 64
+  memory       memory of a request (hearth-bench serve --memory)
+"""
+import argparse
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "process"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from lib import wire  # noqa: E402
+from running import WIDE_LIMITS, Daemon, default_model, interval, shown  # noqa: E402
+
+PLAIN = "engine: {prefix_cache: no}\n"
+USER_A, USER_B = 4001, 4002
+
+# Readers that stop: streams that may send a little and are granted no more, and one whose replies
+# nobody takes off the socket.
+STOPPED_STREAMS = 16
+STOPPED_CREDIT = 64
+UNREAD_REQUESTS = 20000
+
+
+def ratio_of(numbers, name):
+    return {"name": name, "median": interval(numbers)[0], "low": interval(numbers)[1],
+            "high": interval(numbers)[2], "n": len(numbers)}
+
+
+def tell(numbers, name, results, digits=3):
+    print(f"{name:44} {shown(numbers, digits)}")
+    results.append(ratio_of(numbers, name))
+
+
+def alternately(args, one, other):
+    """Runs both n times, the first one first in every other pair: two lists."""
+    firsts, seconds = [], []
+    for pair in range(args.pairs):
+        for half in range(2):
+            if half == pair % 2:
+                firsts.append(one())
+            else:
+                seconds.append(other())
+        if sys.stderr.isatty():
+            print(f"\rpair {pair + 1} of {args.pairs} ", end="", file=sys.stderr)
+    if sys.stderr.isatty():
+        print("\r" + 30 * " " + "\r", end="", file=sys.stderr)
+    return firsts, seconds
+
+
+# ---- a reader that stops ----
+
+def stopped_readers(daemon, model):
+    """Connections that have stopped reading: keep the result to keep them."""
+    streams = wire.Client(daemon.socket)
+    for number in range(STOPPED_STREAMS):
+        streams.send(wire.frame("COMPLETE", number + 1, ("MODEL", model),
+                                ("PROMPT", f"Once upon a time {number}"), ("STREAM", True),
+                                ("MAX_TOKENS", 200), ("CREDIT", STOPPED_CREDIT),
+                                ("IGNORE_EOS", True)))
+    unread = wire.Client(daemon.socket)
+    unread.sock.setblocking(False)
+    try:
+        for number in range(UNREAD_REQUESTS):
+            unread.sock.sendall(wire.frame("NULL", number + 1))
+    except BlockingIOError:
+        pass
+    return streams, unread
+
+
+def reader(args, results):
+    model, files = args.model
+    load = ["--model", model, "--distinct", "2000", "--connections", "32", "--max-tokens", "16",
+            "--stream", "--duration", args.duration, "--warmup", "500ms"]
+    with Daemon(PLAIN, files, args.build) as daemon:
+        daemon.serve(*load)
+
+        def without():
+            return daemon.serve(*load)
+
+        def beside():
+            stopped = stopped_readers(daemon, model)
+            figures = daemon.serve(*load)
+            parked = daemon.counters()["streams_parked"]
+            if parked < STOPPED_STREAMS:
+                print(f"only {parked:.0f} of {STOPPED_STREAMS} streams were parked")
+            for client in stopped:
+                client.sock.close()
+            return figures
+
+        alone, with_them = alternately(args, without, beside)
+    for name, key in (("p99", "p99"), ("p50", "p50")):
+        tell([b["latency_us"][key] / a["latency_us"][key] for a, b in zip(alone, with_them)],
+             f"others' {name}, readers stopped / none", results)
+    tell([b["requests_per_s"] / a["requests_per_s"] for a, b in zip(alone, with_them)],
+         "others' requests/s, readers stopped / none", results)
+    print(f"errors: {sum(f['errors'] for f in alone + with_them)}")
+
+
+# ---- two users ----
+
+def as_user(uid):
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+
+
+def together(daemon, args, model, b_in_flight):
+    """Both users' loads at once, of the same request: A's and B's figures, and the mean step in
+    microseconds."""
+    load = ["--model", model, "--prompt", "Once upon a", "--duration", args.duration,
+            "--warmup", "1500ms"]
+    before = daemon.counters()
+    a = daemon.start_serve(*load, "--connections", "63", "--in-flight", "8",
+                           prefix=as_user(USER_A))
+    b = daemon.start_serve(*load, "--connections", "1", "--in-flight", str(b_in_flight),
+                           prefix=as_user(USER_B))
+    a, b = daemon.serve_result(a), daemon.serve_result(b)
+    after = daemon.counters()
+    steps = after["steps_total"] - before["steps_total"]
+    busy = after["engine_busy_seconds_total"] - before["engine_busy_seconds_total"]
+    return a, b, 1e6 * busy / max(steps, 1)
+
+
+def fairness(args, results):
+    if os.geteuid() != 0:
+        sys.exit("fairness needs root: it runs its clients as two users by setpriv")
+    model, files = args.model
+    shares, waits, errors = [], [], 0
+    with Daemon(PLAIN + "batching: {max_batch: 32}\n" + WIDE_LIMITS, files, args.build) as daemon:
+        daemon.open_to_all()
+        for _ in range(args.pairs):
+            # Engine time is charged by rows, and all requests are alike: it is as the requests are.
+            a, b, _ = together(daemon, args, model, 128)
+            shares.append(b["requests"] / (a["requests"] + b["requests"]))
+            errors += a["errors"] + b["errors"]
+            a, b, step_us = together(daemon, args, model, 1)
+            waits.append(b["latency_us"]["p99"] / step_us)
+            errors += a["errors"] + b["errors"]
+    tell(shares, "B's share of the engine, 128 in flight", results)
+    tell(waits, "B's p99 with one in flight, in steps", results, 2)
+    print(f"errors: {errors}")
+
+
+# ---- plain repetitions ----
+
+def credit(args, results):
+    model, files = args.model
+    ratios = []
+    with Daemon(PLAIN, files, args.build) as daemon:
+        for _ in range(args.pairs):
+            ratios.append(daemon.serve("--model", model, "--distinct", "2000", "--connections", "64",
+                                       "--max-tokens", "64", "--stream", "--duration",
+                                       args.duration, "--warmup", "500ms")["credit_wait_ratio"])
+    tell(ratios, "frames that waited for credit / frames", results, 5)
+
+
+def connections(args, results):
+    model, files = args.model
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with Daemon(PLAIN + WIDE_LIMITS, files, args.build) as daemon:
+        def load(count):
+            return daemon.serve("--model", model, "--distinct", "10000", "--connections", str(count),
+                                "--duration", args.duration, "--warmup", "1s")
+
+        for count in (1000, 10000):
+            if count + 200 > hard:
+                print(f"{count} connections need more files than the limit of {hard}: left out")
+                continue
+            few, many = alternately(args, lambda: load(64), lambda: load(count))
+            tell([m["requests_per_s"] / f["requests_per_s"] for f, m in zip(few, many)],
+                 f"requests/s, {count} connections / 64", results)
+            print(f"errors: {sum(f['errors'] for f in few + many)}, "
+                  f"p99 {interval([m['latency_us']['p99'] / 1e3 for m in many])[0]:.1f} ms")
+
+
+def memory(args, results):
+    model, files = args.model
+    sizes = []
+    with Daemon(PLAIN + WIDE_LIMITS, files, args.build) as daemon:
+        for _ in range(args.pairs):
+            sizes.append(daemon.serve("--model", model, "--distinct", "10000", "--connections",
+                                      "1000", "--duration", args.duration, "--warmup", "500ms",
+                                      "--memory")["memory_per_request_bytes"])
+    tell(sizes, "bytes of a request", results, 0)
+
+
+MODES = {"reader": reader, "fairness": fairness, "credit": credit, "connections": connections,
+         "memory": memory}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--duration", default="3s", help="of each measurement")
+    parser.add_argument("--model", type=Path, help="a GGUF file (stories260K-f32, else ember)")
+    parser.add_argument("--build", type=Path)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.pairs < 1:
+        parser.error("--pairs must be at least 1")
+    args.model = (args.model.stem, [args.model]) if args.model else default_model()
+    results = []
+    MODES[args.mode](args, results)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+main()
