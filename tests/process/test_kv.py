@@ -1,7 +1,8 @@
 """KV memory: beginnings that are computed once, and little memory for many."""
+import os
 import random
 
-from lib.harness import expect, test, wait_for
+from lib.harness import expect, program, test, wait_for
 from lib.wire import text_of
 
 STORY = "stories260K-f32"
@@ -111,3 +112,29 @@ def models_share_one_tiny_budget(t):
     models = ["stories260K-f16", "syn-llama-q4_k_m"]
     same_under_pressure(t, [t.golden(f"models/{m}.gguf") for m in models], ["ember", *models],
                         120, n=24, budget="4MiB")
+
+
+@test
+def a_user_who_comes_gets_memory_from_who_has_all(t):
+    """One uid fills the budget; another's requests begin and end beside it, and no text changes."""
+    t.need_root()
+    t.need_program("setpriv")
+    d = daemon_with_story(t, "engine: {kv_budget: 2MiB, prefix_cache: no}")
+    ask_other = ("setpriv", "--reuid", 12345, "--regid", 12345, "--clear-groups", program("hearth"),
+                 "run", "--socket", d.socket, STORY, PREAMBLE, "--max-tokens", 200, "--seed", 5,
+                 "--ignore-eos")
+    os.chmod(d.socket, 0o666)
+    for folder in (t.dir, d.dir):
+        os.chmod(folder, 0o755)
+    alone = t.run(*ask_other).out
+    requests = list(long_requests(STORY, 60, 480))
+    first = texts_alone(d, requests[:4])
+    with d.client(limit_s=50) as c:
+        ids = [c.request("COMPLETE", *r) for r in requests]
+        wait_for(lambda: d.metric("kv_used_bytes") > 1.8 * (1 << 20), "the budget to be full")
+        for _ in range(3):
+            expect(t.run(*ask_other).out == alone, "the newcomer's text is another one")
+        expect(d.metric("queue") > 0, "the other user was done first: the test shows nothing")
+        texts = [text_of(c.replies(i)) for i in ids]
+    expect(texts[:4] == first, "a text of who gave way is another one")
+    expect(d.metric("preemptions_total") > 0, "nobody gave way")
