@@ -26,18 +26,24 @@ static void list_append(struct job_list *list, struct job *job)
     list->n++;
 }
 
-/* In the order of arrival, but those that have their memory first. Who comes back is mostly old. */
+/* Waiting jobs stand in the order of arrival, but those that have their memory first. */
+static bool stands_before(const struct job *a, const struct job *b)
+{
+    return a->admitted > b->admitted || (a->admitted == b->admitted && a->serial < b->serial);
+}
+
+/* Who is new belongs at the end, who comes back is mostly old: neither has far to go, however many
+ * wait. */
 static void list_insert(struct job_list *list, struct job *job)
 {
     struct job *next = list->head;
 
-    while (next && (next->admitted > job->admitted ||
-                    (next->admitted == job->admitted && next->serial < job->serial)))
-        next = next->next;
-    if (!next) {
+    if (!list->tail || stands_before(list->tail, job)) {
         list_append(list, job);
         return;
     }
+    while (stands_before(next, job))
+        next = next->next;
     job->next = next;
     job->previous = next->previous;
     if (next->previous)
