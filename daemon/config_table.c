@@ -101,7 +101,7 @@ const struct config_key config_keys[] = {
      .text = "off",
      .sentence = "Time of a step to aim at: the tokens of prompts and the sequences in it are "
                  "steered to that, within max_batch and engine.chunk_target."},
-    {"batching.preserve_order", KIND_FLAG, AT(batching.preserve_order), .later = true, .text = "no",
+    {"batching.preserve_order", KIND_FLAG, AT(batching.preserve_order), .text = "no",
      .sentence = "Whether a connection's answers complete in the order of its requests."},
 
     {"streaming.enabled", KIND_FLAG, AT(streaming.enabled), .text = "yes",

@@ -235,6 +235,15 @@ static int wait_ms(struct server *server, uint64_t due_us)
     return (int)min_u64((us + 999) / 1000, 60000);
 }
 
+/* What was written goes out, and so does what that makes due. */
+static void send_all(struct server *server)
+{
+    service_settle(server->service);
+    do
+        connections_flush(server->connections);
+    while (service_settle(server->service));
+}
+
 int server_run(struct server *server)
 {
     struct epoll_event events[EVENT_BATCH];
@@ -245,7 +254,9 @@ int server_run(struct server *server)
     log_info("listening on %s", server->listener.path);
     while (server->phase != SERVER_DONE) {
         uint64_t due_us = tick(server);
-        int n = epoll_wait(server->epoll_fd, events, EVENT_BATCH, wait_ms(server, due_us));
+        int n;
+        send_all(server);
+        n = epoll_wait(server->epoll_fd, events, EVENT_BATCH, wait_ms(server, due_us));
         if (n < 0 && errno != EINTR)
             return -errno;
         for (int i = 0; i < n; i++) {
@@ -256,7 +267,7 @@ int server_run(struct server *server)
                 connections_event(server->connections, events[i].data.ptr, events[i].events);
             }
         }
-        connections_flush(server->connections);
+        send_all(server);
         if (server->phase != SERVER_RUNNING)
             advance_phase(server);
     }

@@ -30,6 +30,11 @@ struct peer {
     uint32_t n_requests;
     uint64_t n_requests_ever;
     struct request *requests; /* live ones */
+    /* With batching.preserve_order (turns.h): those whose answers go in order, and the next peer
+     * with answers whose turn has come. */
+    struct request *line_head, *line_tail;
+    struct peer *next_due;
+    bool line_due;
     struct account_entry *account;
     struct wire_buffer out;
     size_t out_sent; /* bytes of it that the socket has taken */

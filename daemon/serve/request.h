@@ -38,6 +38,7 @@ enum request_stage {
     STAGE_LOADING,    /* waits for its model */
     STAGE_TOKENIZING, /* its text is with the tokenizer thread */
     STAGE_ENGINE,     /* lent to the engine thread */
+    STAGE_ANSWERED,   /* ended; its answer is kept until its turn (turns.h) */
     STAGE_ASLEEP,     /* its reader is away, and the engine thread has handed it back */
     STAGE_STANDING,   /* stays until something happens: a hold, a reload, a subscription */
 };
@@ -56,6 +57,8 @@ struct request {
     struct peer *peer;                           /* NULL once the client is gone */
     struct request *peer_previous, *peer_next;   /* the client's live requests */
     struct request *model_previous, *model_next; /* those that wait for the model, or that stand */
+    struct request *line_previous, *line_next;   /* the client's whose answers go in order */
+    bool in_line;
     struct account_entry *account;               /* the uid's */
     struct model_entry *model;                   /* counted in its in_use; NULL: none now */
     enum request_kind kind;

@@ -12,6 +12,7 @@
 #include "daemon/serve/events.h"
 #include "daemon/serve/service_internal.h"
 #include "daemon/serve/standing.h"
+#include "daemon/serve/turns.h"
 #include "daemon/serve/values.h"
 #include "lib/cleanup.h"
 
@@ -121,12 +122,13 @@ void service_wait_for(struct service *service, struct request *request, struct m
         service->next_deadline_us = MIN(service->next_deadline_us, request->job.deadline_us);
 }
 
-static void leave_peer(struct request *request)
+static void leave_peer(struct service *service, struct request *request)
 {
     struct peer *peer = request->peer;
 
     if (!peer)
         return;
+    turns_leave(service, request);
     if (request->peer_previous)
         request->peer_previous->peer_next = request->peer_next;
     else
@@ -150,7 +152,7 @@ static void retire(struct service *service, struct request *request)
     HASH_DEL(service->requests, request);
     service->n_requests--;
     metrics_set(service->options.metrics, M_QUEUE, service_n_requests(service));
-    leave_peer(request);
+    leave_peer(service, request);
     release_input(service, request);
     admission_leave(service->admission, request->account);
 }
@@ -170,6 +172,8 @@ void service_remove_request(struct service *service, struct request *request)
         stop_waiting(service, request);
     else if (request->stage == STAGE_STANDING)
         standing_leave(service, request);
+    else if (request->stage == STAGE_ANSWERED)
+        metrics_set(service->options.metrics, M_ANSWERS_KEPT, --service->n_kept);
     retire(service, request);
     release(request);
 }
@@ -228,15 +232,20 @@ void service_unuse_model(struct service *service, struct request *request)
     registry_unuse(service->registry, entry, request->job.uid, request->keep_alive_us);
 }
 
-/* The request has been with its model (registry_use() was called): tells how it ended. */
+/* The request has been with its model (registry_use() was called), or has none: tells how it ended,
+ * now or when its turn comes. */
 void service_end(struct service *service, struct request *request)
 {
     uint64_t fingerprint = request->model ? request->model->fingerprint : request->fingerprint;
 
+    if (request->stage == STAGE_ANSWERED)
+        metrics_set(service->options.metrics, M_ANSWERS_KEPT, --service->n_kept);
+    else if (request->kind == REQUEST_EMBED)
+        reply_vector(request);
+    if (turns_keep(service, request))
+        return;
     if (request->reason == END_ERROR && request->code == CODE_BUSY && request->sentence)
         events_busy(service->events, request->job.uid, request->sentence);
-    if (request->kind == REQUEST_EMBED)
-        reply_vector(request);
     reply_ended(request, service->options.kernels->name, fingerprint);
     count_ending(service, request);
     retire(service, request);
@@ -346,13 +355,27 @@ void service_refuse(struct service *service, struct peer *peer, uint64_t id,
     reply_refusal(peer, id, refusal);
 }
 
+/* Ends a generation that never came to its model. */
+static void end_waiting(struct service *service, struct request *request)
+{
+    if (request->stage == STAGE_LOADING)
+        stop_waiting(service, request);
+    request->stage = STAGE_NEW;
+    request->model = NULL;
+    request->ended_us = service_now_us(service);
+    service_end(service, request);
+}
+
 static void refuse_waiting(struct service *service, struct request *request, enum wire_code code,
                            const char *sentence)
 {
-    reply_error(request->peer, request->key.id, code, "%s", sentence);
-    if (request->kind != REQUEST_WARM)
-        metrics_add(service->options.metrics, M_GENERATIONS_FAILED, 1);
-    service_remove_request(service, request);
+    if (request->kind == REQUEST_WARM) {
+        reply_error(request->peer, request->key.id, code, "%s", sentence);
+        service_remove_request(service, request);
+        return;
+    }
+    request_fail(request, code, "%s", sentence);
+    end_waiting(service, request);
 }
 
 /* Takes the first one off the list of those that wait for the model. */
@@ -402,10 +425,9 @@ static void want_model(struct service *service, struct request *request, struct 
 
 static void no_such_model(struct service *service, struct request *request, const char *name)
 {
-    reply_error(request->peer, request->key.id, CODE_NO_SUCH_MODEL,
-                "there is no model %s; 'hearth models' lists those there are", name);
-    metrics_add(service->options.metrics, M_GENERATIONS_FAILED, 1);
-    service_remove_request(service, request);
+    request_fail(request, CODE_NO_SUCH_MODEL,
+                 "there is no model %s; 'hearth models' lists those there are", name);
+    end_waiting(service, request);
 }
 
 /* Requests whose model was not known: a look through the directories is over. */
@@ -526,9 +548,8 @@ void service_want_model(struct service *service, struct request *request, struct
     int r = registry_want_for(service->registry, entry, LOAD_INTERACTIVE, request->job.uid, false);
 
     if (r < 0) {
-        reply_error(request->peer, request->key.id, entry->code, "%s", entry->error);
-        metrics_add(service->options.metrics, M_GENERATIONS_FAILED, 1);
-        service_remove_request(service, request);
+        request_fail(request, entry->code, "%s", entry->error);
+        end_waiting(service, request);
         return;
     }
     if (r == 0) {
@@ -651,6 +672,7 @@ static void generation(struct service *service, struct peer *peer, uint64_t id,
         reply_error(peer, id, CODE_NO_MEMORY, "no memory for another request");
         return;
     }
+    turns_join(service, request);
     metrics_add(service->options.metrics, M_GENERATIONS, 1);
     if (fill_request(service, request, options, &refusal) < 0) {
         service_refuse(service, peer, id, &refusal);
@@ -671,6 +693,9 @@ static void cancel(struct service *service, struct request *request)
     request->cancelled = true;
     if (request->stage == STAGE_ENGINE) {
         runner_cancel(service->runner, request, CODE_CANCELLED);
+    } else if (request->stage == STAGE_LOADING && request->kind != REQUEST_WARM) {
+        request->reason = END_CANCELLED;
+        end_waiting(service, request);
     } else if (request->stage == STAGE_LOADING || request->stage == STAGE_STANDING) {
         struct wire_buffer *out =
             request->peer ? reply_begin(request->peer, WIRE_DONE, request->key.id) : NULL;
@@ -716,11 +741,12 @@ void service_peer_gone(struct service *service, struct peer *peer)
     while (peer->requests) {
         struct request *request = peer->requests;
         /* From here on it has no peer; the key still names the old one, so it leaves the table. */
-        if (request->stage == STAGE_LOADING || request->stage == STAGE_STANDING) {
+        if (request->stage == STAGE_LOADING || request->stage == STAGE_STANDING ||
+            request->stage == STAGE_ANSWERED) {
             service_remove_request(service, request);
             continue;
         }
-        leave_peer(request);
+        leave_peer(service, request);
         if (request->stage == STAGE_ASLEEP) {
             cancel(service, request);
             continue;
@@ -1058,6 +1084,11 @@ void service_expel_all(struct service *service)
 {
     standing_end(service, true);
     expel(service, NULL);
+}
+
+bool service_settle(struct service *service)
+{
+    return turns_settle(service);
 }
 
 uint32_t service_n_requests(const struct service *service)

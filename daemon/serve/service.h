@@ -51,6 +51,10 @@ void service_peer_drained(struct service *service, struct peer *peer);
 int service_frame(struct service *service, struct peer *peer, const struct wire_header *header,
                   const uint8_t *body, struct refusal *ret_refusal);
 
+/* At the end of a wake-up, before output is sent: what others in it have made due. True: something
+ * was written, and sending it may make more due. */
+bool service_settle(struct service *service);
+
 /* Time limits: call when *ret_next_us (of the clock) has come, at least. */
 void service_tick(struct service *service, uint64_t *ret_next_us);
 /* SIGHUP: look through the directories again. */

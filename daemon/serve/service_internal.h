@@ -29,6 +29,8 @@ struct service {
     struct request *standing; /* of them, those that stand (standing.h) */
     uint32_t n_standing;
     uint32_t n_asleep;             /* of them, those that are asleep (asleep.h) */
+    struct peer *lines_due;        /* with answers whose turn has come (turns.h) */
+    uint32_t n_kept;               /* answers that are kept for their turn */
     struct events *events;
     struct values *values;
     struct model_waiters *waiters; /* by entry */
