@@ -571,6 +571,7 @@ static void take_done(struct registry *registry, struct load_task *task)
     case TASK_CALL: scan_done(registry, task); break;
     case TASK_FREE:
         registry->freeing_bytes -= task->memory_bytes;
+        metrics_set(registry->options.metrics, M_MODEL_BYTES, registry_loaded_bytes(registry));
         registry_start_waiting(registry);
         break;
     case TASK_LOAD:
