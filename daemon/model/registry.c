@@ -435,7 +435,7 @@ static void go_cold(struct registry *registry, struct model_entry *entry)
     if (entry->again) {
         entry->again = false;
         entry->wanted = true;
-        registry_want(registry, entry, entry->priority, false);
+        registry_want_for(registry, entry, entry->priority, entry->asker, false);
     } else if (entry->gone && entry_at_rest(entry)) {
         entry_delete(registry, entry);
         write_names(registry);
@@ -504,6 +504,8 @@ void registry_warmed(struct registry *registry, struct model_entry *entry, const
     registry_need_changed(registry, entry);
     if (entry->leaving || registry->shutting_down)
         registry_unload(registry, entry);
+    else
+        registry_start_waiting(registry); /* it may have to go at once */
 }
 
 void registry_detached(struct registry *registry, struct model_entry *entry)

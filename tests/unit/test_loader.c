@@ -53,6 +53,7 @@ struct house {
     bool attach_fails, hold_detach;
     bool again_when_cold; /* the entry's `again` when it last went cold */
     struct model_entry *detaching;
+    struct model_entry *used_when_ready; /* a request waits for it */
 };
 
 static struct house *clock_house;
@@ -98,6 +99,8 @@ static void on_changed(void *userdata, struct model_entry *entry)
         house->n_lists++;
     if (entry && entry->state == MODEL_COLD)
         house->again_when_cold = entry->again;
+    if (entry && entry == house->used_when_ready && entry->state == MODEL_READY)
+        registry_use(house->registry, entry, 1000);
 }
 
 static struct gate packing_gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
@@ -549,9 +552,10 @@ Test(registry, a_model_that_comes_back_goes_behind_those_that_wait)
     registry_want(house.registry, b, LOAD_INTERACTIVE, false);
     cr_assert_eq(a->state, MODEL_DRAINING);
     cr_assert_eq(registry_want(house.registry, a, LOAD_INTERACTIVE, false), 1);
+    house.used_when_ready = b;
     until(&house, b, MODEL_READY);
     cr_assert_eq(a->state, MODEL_QUEUED);
-    house.skew_us += 1000000;
+    registry_unuse(house.registry, b, 1000, 0);
     until(&house, a, MODEL_READY);
     leave_house(&house);
 }
