@@ -25,6 +25,7 @@ METRIC(M_STEPS_FULL, "steps_full_total", METRIC_COUNTER, "", "batcher", "Steps d
 METRIC(M_STEPS_MIN_BATCH, "steps_min_batch_total", METRIC_COUNTER, "", "batcher", "Steps that waited for company and were dispatched with min_batch requests")
 METRIC(M_STEPS_MAX_DELAY, "steps_max_delay_total", METRIC_COUNTER, "", "batcher", "Steps that waited for company until max_delay ran out")
 METRIC(M_STEPS_DEADLINE, "steps_deadline_total", METRIC_COUNTER, "", "batcher", "Steps that waited for company until a deadline could bear no more")
+METRIC(M_TEXTS_DEFERRED, "texts_deferred_total", METRIC_COUNTER, "", "batcher", "Short texts left to the tokenizer thread: the reactor had spent its time on others")
 METRIC(M_ANSWERS_KEPT, "answers_kept", METRIC_GAUGE, "", "batcher", "Endings kept until their turn comes (batching.preserve_order)")
 METRIC(M_DEADLINE_FORESEEN, "deadlines_foreseen_total", METRIC_COUNTER, "", "batcher", "Requests refused early: their deadline could not be met by what steps take")
 METRIC(M_DEADLINE_PASSED, "deadlines_passed_total", METRIC_COUNTER, "", "batcher", "Requests whose deadline passed in the engine")

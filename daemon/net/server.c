@@ -259,6 +259,7 @@ int server_run(struct server *server)
         n = epoll_wait(server->epoll_fd, events, EVENT_BATCH, wait_ms(server, due_us));
         if (n < 0 && errno != EINTR)
             return -errno;
+        service_wake(server->service);
         for (int i = 0; i < n; i++) {
             if (is_source(server, events[i].data.ptr)) {
                 struct source *source = events[i].data.ptr;

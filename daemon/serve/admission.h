@@ -17,6 +17,7 @@
 #include "daemon/engine/sampler.h"
 #include "daemon/serve/reply.h"
 #include "daemon/serve/streaming.h"
+#include "daemon/serve/text_budget.h"
 #include "lib/wire.h"
 
 /* A request's options; views into the frame. */
@@ -57,6 +58,7 @@ struct account_entry {
     uint32_t n_connections;
     uint32_t n_requests;
     uint64_t input_bytes;
+    struct text_spent text_spent; /* of the reactor's time */
     UT_hash_handle hh;
 };
 

@@ -89,6 +89,10 @@ struct request {
     uint64_t received_us, ready_us /* when its model was ready */, submitted_us;
     struct runner_model *runner_model;
 
+    /* The tokenizer thread's while lent: the user's next text; and of his first one, his last and
+     * the next user's first. */
+    struct request *text_next, *text_last, *text_next_user;
+
     /* The engine thread's while lent. */
     struct job job;
     struct sequence *sequence;

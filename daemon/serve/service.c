@@ -16,7 +16,7 @@
 #include "daemon/serve/values.h"
 #include "lib/cleanup.h"
 
-/* Texts up to this are tokenized on the reactor: well below its bound of 0.2 ms a user. */
+/* Texts up to this may be tokenized on the reactor: well below its bound of 0.2 ms a user. */
 #define TEXT_ON_REACTOR_BYTES 1024u
 
 /* How often loads are looked after and progress is told. */
@@ -321,6 +321,23 @@ static void on_tokenized(void *userdata, struct request *request)
     have_ids(userdata, request);
 }
 
+/* Short texts are tokenized at once, while the wake-up has time for its user's. */
+static bool tokenized_here(struct service *service, struct request *request)
+{
+    struct text_spent *spent = &request->account->text_spent;
+
+    if (request->text_bytes > TEXT_ON_REACTOR_BYTES)
+        return false;
+    if (!text_budget_allows(&service->text_budget, spent)) {
+        metrics_add(service->options.metrics, M_TEXTS_DEFERRED, 1);
+        return false;
+    }
+    request_tokenize(request, request->model->model, request->kind == REQUEST_TOKENIZE);
+    request->submitted_us = service_now_us(service);
+    text_budget_spend(&service->text_budget, spent, request->submitted_us - request->ready_us);
+    return true;
+}
+
 /* The model is ready. */
 static void start(struct service *service, struct request *request)
 {
@@ -336,8 +353,7 @@ static void start(struct service *service, struct request *request)
         have_ids(service, request);
     } else if (!request->text) {
         have_ids(service, request);
-    } else if (request->text_bytes <= TEXT_ON_REACTOR_BYTES) {
-        request_tokenize(request, request->model->model, request->kind == REQUEST_TOKENIZE);
+    } else if (tokenized_here(service, request)) {
         have_ids(service, request);
     } else if (text_thread_submit(service->text_thread, request) < 0) {
         request_fail(request, CODE_BUSY, "too many texts wait to be tokenized; try again shortly");
@@ -1084,6 +1100,11 @@ void service_expel_all(struct service *service)
 {
     standing_end(service, true);
     expel(service, NULL);
+}
+
+void service_wake(struct service *service)
+{
+    text_budget_wake(&service->text_budget);
 }
 
 bool service_settle(struct service *service)

@@ -51,6 +51,8 @@ void service_peer_drained(struct service *service, struct peer *peer);
 int service_frame(struct service *service, struct peer *peer, const struct wire_header *header,
                   const uint8_t *body, struct refusal *ret_refusal);
 
+/* A wake-up of the reactor begins. */
+void service_wake(struct service *service);
 /* At the end of a wake-up, before output is sent: what others in it have made due. True: something
  * was written, and sending it may make more due. */
 bool service_settle(struct service *service);

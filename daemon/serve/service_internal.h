@@ -24,6 +24,7 @@ struct service {
     struct runner *runner;
     struct engine_pulse pulse; /* the engine thread writes it, loader threads read it */
     struct text_thread *text_thread;
+    struct text_budget text_budget;
     struct request *requests; /* all live ones, by (peer, id) */
     uint32_t n_requests;
     struct request *standing; /* of them, those that stand (standing.h) */

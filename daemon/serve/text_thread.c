@@ -9,6 +9,7 @@
 
 #include "daemon/model/registry.h"
 #include "daemon/queue.h"
+#include "daemon/serve/text_turns.h"
 #include "lib/cleanup.h"
 
 enum message_kind { MESSAGE_TEXT, MESSAGE_STOP };
@@ -55,28 +56,37 @@ int request_tokenize(struct request *request, const struct model *model, bool ba
     return 0;
 }
 
+/* Takes what has come. False: it is time to stop. */
+static bool take_new(struct text_thread *thread, struct text_turns *turns)
+{
+    const struct message *messages;
+    size_t n = queue_take(thread->in, &messages);
+
+    for (size_t i = 0; i < n; i++) {
+        if (messages[i].kind == MESSAGE_STOP)
+            return false;
+        text_turns_add(turns, messages[i].subject);
+    }
+    return true;
+}
+
 static void *text_main(void *argument)
 {
     struct text_thread *thread = argument;
-    bool stopping = false;
+    struct pollfd pollfd = {.fd = queue_fd(thread->in), .events = POLLIN};
+    struct text_turns turns = {0};
 
     pthread_setname_np(pthread_self(), "hearth-text");
-    while (!stopping) {
-        struct pollfd pollfd = {.fd = queue_fd(thread->in), .events = POLLIN};
-        const struct message *messages;
-        size_t n;
+    while (take_new(thread, &turns)) {
+        struct request *request = text_turns_take(&turns);
+        struct message message = {.kind = MESSAGE_TEXT, .subject = request};
+        if (request) {
+            request_tokenize(request, request->model->model, request->kind == REQUEST_TOKENIZE);
+            queue_push(thread->out, &message); /* as large as the queue in */
+            continue;
+        }
         poll(&pollfd, 1, -1);
         queue_clear_wakeup(thread->in);
-        n = queue_take(thread->in, &messages);
-        for (size_t i = 0; i < n; i++) {
-            struct request *request = messages[i].subject;
-            if (messages[i].kind == MESSAGE_STOP)
-                stopping = true;
-            if (stopping)
-                break;
-            request_tokenize(request, request->model->model, request->kind == REQUEST_TOKENIZE);
-            queue_push(thread->out, &messages[i]); /* as large as the queue in */
-        }
     }
     return NULL;
 }

@@ -1,4 +1,6 @@
-/* The tokenizer thread: long texts are tokenized here, so that the reactor is never held up by one.
+/* The tokenizer thread: long texts are tokenized here, so that the reactor is never held up by one,
+ * and short ones of users who have had their share of its time. Users take turns, a text each: who
+ * sends a thousand of them holds up another's by one.
  *
  * A request lent to it comes back through text_thread_take() with its ids or its failure.
  * Hides the thread and its queues. Threads: all functions are the reactor's. */
