@@ -411,7 +411,7 @@ static int parse_arguments(int argc, char **argv, struct loading *loading)
 
 static int start(struct loading *loading)
 {
-    char link[128], yaml[256];
+    char link[160], yaml[256];
     _cleanup_free_ char *path = realpath(loading->path, NULL);
     struct gguf_source source;
     int r;

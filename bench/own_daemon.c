@@ -21,6 +21,9 @@
 #define START_LIMIT_MS   10000
 #define EXIT_INTERRUPTED 130
 
+/* A longer $TMPDIR is not used: a socket's path has to fit below it. */
+#define TMPDIR_MOST 64u
+
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
 {
     (void)st;
@@ -42,6 +45,15 @@ static sigset_t ending_signals(void)
 
 /* What the guard has to end: the folder there is, if there is one. */
 static _Atomic(struct own_daemon *) guarded;
+static _Atomic bool interrupted;
+
+static void be_quiet(void)
+{
+    int fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
+
+    if (fd >= 0)
+        dup2(fd, STDERR_FILENO);
+}
 
 /* Waits for a signal that ends the benchmark, and leaves nothing behind. */
 static void *guard_main(void *argument)
@@ -55,7 +67,10 @@ static void *guard_main(void *argument)
     ending = ending_signals();
     if (sigwait(&ending, &signal) != 0)
         return NULL;
+    atomic_store(&interrupted, true);
     daemon = atomic_load(&guarded);
+    /* What the others say now, they say of a daemon that was taken from them. */
+    be_quiet();
     if (daemon && daemon->pid > 0)
         kill(daemon->pid, SIGKILL);
     if (daemon)
@@ -81,10 +96,14 @@ static int start_guard(struct own_daemon *daemon)
 
 int own_daemon_new(struct own_daemon *daemon)
 {
-    *daemon = (struct own_daemon){.dir = "/tmp/hearth-bench-XXXXXX"};
+    const char *tmp = getenv("TMPDIR");
+
+    *daemon = (struct own_daemon){0};
+    snprintf(daemon->dir, sizeof(daemon->dir), "%s/hearth-bench-XXXXXX",
+             tmp && strlen(tmp) <= TMPDIR_MOST ? tmp : "/tmp");
     if (!mkdtemp(daemon->dir)) {
         daemon->dir[0] = 0;
-        return bench_fail("cannot make a folder in /tmp: %s", strerror(errno));
+        return bench_fail("cannot make a temporary folder: %s", strerror(errno));
     }
     snprintf(daemon->models, sizeof(daemon->models), "%s/models", daemon->dir);
     snprintf(daemon->socket_path, sizeof(daemon->socket_path), "%s/s", daemon->dir);
@@ -158,7 +177,7 @@ static int say_log(const char *log)
 
 int own_daemon_start(struct own_daemon *daemon, const char *yaml)
 {
-    char config[96], log[96], program[4096], message[320];
+    char config[128], log[128], program[4096], message[320];
     pid_t pid;
 
     snprintf(config, sizeof(config), "%s/hearth.yaml", daemon->dir);
@@ -194,6 +213,8 @@ void own_daemon_stop(struct own_daemon *daemon)
 
 void own_daemon_done(struct own_daemon *daemon)
 {
+    while (atomic_load(&interrupted))
+        pause(); /* the guard ends the program */
     own_daemon_stop(daemon);
     atomic_store(&guarded, NULL);
     if (daemon->dir[0])

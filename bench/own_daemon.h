@@ -1,5 +1,5 @@
-/* A hearthd of the benchmark's own: a folder in /tmp with its socket, configuration, models, state
- * and log, and the process.
+/* A hearthd of the benchmark's own: a folder in $TMPDIR (/tmp) with its socket, configuration,
+ * models, state and log, and the process.
  *
  * SIGINT, SIGTERM and SIGHUP end the benchmark with the daemon and the folder gone, exit code 130.
  * Hides the folder's layout and where the program is. Thread: the main thread's; one at a time. */
@@ -12,8 +12,8 @@
 #include "lib/hearth.h"
 
 struct own_daemon {
-    char dir[64];
-    char models[80]; /* models' folder */
+    char dir[96];
+    char models[112]; /* models' folder */
     char socket_path[HEARTH_PATH_BYTES];
     pid_t pid; /* 0: not running */
 };

@@ -64,12 +64,15 @@ static void write_throughput(const struct plot *plot, FILE *out)
     fprintf(out, "# at_s requests_per_s\n");
     for (size_t i = 1; i < plot->n_points; i++) {
         double s = plot->points[i].at_s - plot->points[from].at_s;
-        if (s < RATE_WINDOW_S)
+        /* A run shorter than a window has one point all the same. */
+        if (s < RATE_WINDOW_S && (from > 0 || i + 1 < plot->n_points))
             continue;
         fprintf(out, "%.3f %.1f\n", (plot->points[i].at_s + plot->points[from].at_s) / 2,
                 (double)(plot->points[i].requests - plot->points[from].requests) / s);
         from = i;
     }
+    if (plot->n_points < 2)
+        fprintf(out, "0 0\n");
 }
 
 static void write_data(const struct plot *plot, size_t which, FILE *out)

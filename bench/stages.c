@@ -106,7 +106,7 @@ static int make_model(const struct bench *bench, const char *name, bool large, u
 {
     struct model_plan plan = plan_of(large, seed);
     struct fault fault = {{0}};
-    char path[128];
+    char path[160];
     FILE *file;
     int r;
 
@@ -125,7 +125,7 @@ static int make_model(const struct bench *bench, const char *name, bool large, u
 
 static uint64_t model_bytes(const struct bench *bench, const char *name)
 {
-    char path[128];
+    char path[160];
     struct stat st;
 
     snprintf(path, sizeof(path), "%s/%s.gguf", bench->daemon.models, name);
