@@ -1,5 +1,6 @@
 /* hearth run: the continuation of a prompt, as it comes. */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -118,7 +119,51 @@ static int finish(struct running *run, int exit_code)
     return exit_code;
 }
 
-static int generate(struct cli *cli, const struct hearth_generate *request, bool raw)
+/* ---- a file of the user's own ---- */
+
+struct file_load {
+    struct cli_end end;
+    char model[160]; /* a name is at most 128 long */
+};
+
+static void on_load(void *userdata, const struct hearth_reply *reply)
+{
+    struct file_load *load = userdata;
+    if (reply->kind == HEARTH_ITEM && reply->model)
+        snprintf(load->model, sizeof(load->model), "%s", reply->model);
+    cli_note_end(&load->end, reply);
+}
+
+/* Has the daemon load the open file; the name under which this connection knows it. */
+static int load_file(struct hearth *h, int fd, const char *path, struct file_load *load)
+{
+    uint64_t id;
+    int r = hearth_warm_fd(h, fd, true, on_load, load, &id);
+    if (r < 0)
+        return cli_refused(h, r);
+    int exit_code = cli_run(h, &id, 1);
+    if (exit_code == CLI_INTERRUPTED)
+        return exit_code;
+    if (load->end.failed)
+        return cli_error("%.128s: %s", path, load->end.sentence);
+    exit_code = cli_report(&load->end);
+    if (exit_code == CLI_DONE && !*load->model)
+        return cli_error("the daemon gave %.128s no name: try again", path);
+    return exit_code;
+}
+
+/* Opens a file, an argument with a slash; anything else must be a model's name. */
+static int open_file(const char *argument, int *ret_fd)
+{
+    if (!strchr(argument, '/'))
+        return cli_check_model(argument);
+    *ret_fd = open(argument, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    if (*ret_fd < 0)
+        return cli_error("cannot open %.128s: %s", argument, strerror(errno));
+    return CLI_DONE;
+}
+
+static int generate(struct cli *cli, struct hearth_generate *request, int file_fd, bool raw)
 {
     struct running run = {
         .model = request->model,
@@ -130,6 +175,13 @@ static int generate(struct cli *cli, const struct hearth_generate *request, bool
     if (exit_code != CLI_DONE)
         return exit_code;
     run.h = h;
+    struct file_load load = {0};
+    if (file_fd >= 0) {
+        exit_code = load_file(h, file_fd, request->model, &load);
+        if (exit_code != CLI_DONE)
+            return exit_code;
+        request->model = load.model;
+    }
     int r = hearth_complete(h, request, on_reply, &run, &run.id);
     if (r < 0)
         return cli_refused(h, r);
@@ -166,7 +218,8 @@ int cli_run_model(struct cli *cli, int argc, char **argv)
         return exit_code;
     if (top_k > UINT32_MAX)
         return cli_usage("--top-k is at most %" PRIu32, UINT32_MAX);
-    exit_code = cli_check_model(arguments[0]);
+    _cleanup_close_ int file_fd = -1;
+    exit_code = open_file(arguments[0], &file_fd);
     if (exit_code != CLI_DONE)
         return exit_code;
     g.model = arguments[0];
@@ -182,5 +235,5 @@ int cli_run_model(struct cli *cli, int argc, char **argv)
             return exit_code;
         g.prompt = text;
     }
-    return generate(cli, &g, raw);
+    return generate(cli, &g, file_fd, raw);
 }

@@ -211,8 +211,8 @@ int cli_check_model(const char *name)
         return CLI_DONE;
     if (strchr(name, '/'))
         return cli_error(
-            "'%.128s' is a file, and running a file comes with a later version: put it "
-            "into a models directory of the daemon and give its name without .gguf",
+            "'%.128s' is a file, and only 'hearth run' takes one: put it into a models directory "
+            "of the daemon and give its name without .gguf",
             name);
     return cli_error("'%.128s' is no model's name: letters, digits and . _ - make one, at most 128 "
                      "('hearth models' lists them)",

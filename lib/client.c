@@ -210,6 +210,8 @@ static void hearth_destroy(struct hearth *h)
 {
     if (h->fd >= 0)
         close(h->fd);
+    if (h->passing_fd >= 0)
+        close(h->passing_fd);
     free(h->in);
     wire_buffer_done(&h->out);
     free(h->requests);
@@ -253,6 +255,8 @@ static void lose(struct hearth *h, int error)
     if (h->error)
         return;
     h->error = error;
+    if (h->passing_fd >= 0)
+        close(TAKE_FD(h->passing_fd));
     h->out.len = h->out_sent = 0;
     for (uint32_t i = 0; i < h->n_requests && !h->doomed; i++) {
         struct request ended = h->requests[i];
@@ -284,6 +288,60 @@ __attribute__((format(printf, 2, 3))) static int protocol_error(struct hearth *h
 
 /* ---- bytes out ---- */
 
+int client_pass_fd(struct hearth *h, int fd)
+{
+    if (h->passing_fd >= 0)
+        return fault_set(&h->message, -EBUSY,
+                         "another file waits to be passed on this connection: dispatch first");
+    h->passing_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (h->passing_fd < 0)
+        return fault_set(&h->message, -errno, "the file cannot be passed: %s", strerror(errno));
+    return 0;
+}
+
+static void passing_done(struct hearth *h)
+{
+    if (h->passing_fd >= 0)
+        close(TAKE_FD(h->passing_fd));
+}
+
+/* The frame with its descriptor, in a message of its own: it belongs to the bytes it comes with. */
+static ssize_t send_passing(struct hearth *h)
+{
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
+    struct iovec iov = {h->out.data + h->out_sent, h->passing_end - h->out_sent};
+    struct msghdr message = {.msg_iov = &iov,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof(control)};
+    struct cmsghdr *cmsg = CMSG_FIRSTHDR(&message);
+    cmsg->cmsg_level = SOL_SOCKET;
+    cmsg->cmsg_type = SCM_RIGHTS;
+    cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(cmsg), &h->passing_fd, sizeof(int));
+    ssize_t n = sendmsg(h->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n > 0)
+        passing_done(h);
+    return n;
+}
+
+/* Sends as far as one message may go; *ret_more: that was not all, and there was room. */
+static ssize_t send_some(struct hearth *h, bool *ret_more)
+{
+    size_t end = h->out.len;
+    ssize_t n;
+    if (h->passing_fd >= 0)
+        end = h->out_sent < h->passing_at ? h->passing_at : h->passing_end;
+    do
+        n = h->passing_fd >= 0 && h->out_sent == h->passing_at
+                ? send_passing(h)
+                : send(h->fd, h->out.data + h->out_sent, end - h->out_sent,
+                       MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (n < 0 && errno == EINTR);
+    *ret_more = n > 0 && h->out_sent + (size_t)n == end && end < h->out.len;
+    return n;
+}
+
 /* One send of all that waits. What cannot be sent because the peer is gone is dropped: the loss is
  * declared by the reading side, after the daemon's last words. */
 static void flush_out(struct hearth *h)
@@ -291,25 +349,27 @@ static void flush_out(struct hearth *h)
     if (queued_bytes(h) == 0)
         return;
     if (!h->write_broken) {
-        ssize_t n;
-        do
-            n = send(h->fd, h->out.data + h->out_sent, queued_bytes(h),
-                     MSG_NOSIGNAL | MSG_DONTWAIT);
-        while (n < 0 && errno == EINTR);
-        if (n >= 0)
-            h->out_sent += (size_t)n;
-        else if (errno != EAGAIN && errno != EWOULDBLOCK)
-            h->write_broken = true;
+        bool more = true;
+        while (more) {
+            ssize_t n = send_some(h, &more);
+            if (n >= 0)
+                h->out_sent += (size_t)n;
+            else if (errno != EAGAIN && errno != EWOULDBLOCK)
+                h->write_broken = true;
+        }
     }
     if (!h->write_broken && queued_bytes(h) > 0) {
         /* Keeps the front from growing without an end while the socket never drains quite empty. */
         if (h->out_sent > BUFFER_KEEP_BYTES && h->out_sent > h->out.len / 2) {
             memmove(h->out.data, h->out.data + h->out_sent, queued_bytes(h));
+            h->passing_at -= MIN(h->passing_at, h->out_sent);
+            h->passing_end -= MIN(h->passing_end, h->out_sent);
             h->out.len -= h->out_sent;
             h->out_sent = 0;
         }
         return;
     }
+    passing_done(h); /* not sent: nothing can be */
     h->out.len = h->out_sent = 0;
     if (h->out.capacity > BUFFER_KEEP_BYTES)
         wire_buffer_done(&h->out);
@@ -774,6 +834,7 @@ static int connect_hearth(const struct hearth_options *options, struct hearth **
     if (!h)
         return fault_set(ret_fault, -ENOMEM, "no memory for a connection");
     h->fd = -1;
+    h->passing_fd = -1;
     h->first_free = NO_SLOT;
     int r = paths_resolve(options, h->path, path, ret_fault);
     if (r < 0)

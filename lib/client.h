@@ -57,6 +57,8 @@ struct hearth {
     size_t in_len, in_capacity;
     struct wire_buffer out;
     size_t out_sent;
+    int passing_fd;                 /* goes with the frame out[passing_at..passing_end); -1: none */
+    size_t passing_at, passing_end;
 
     struct request *requests;
     uint32_t n_requests, requests_capacity; /* slots ever used, allocated */
@@ -84,6 +86,9 @@ uint64_t client_now_us(void);
 int client_request_begin(struct hearth *h, uint16_t type, hearth_reply_fn fn, void *userdata,
                          struct request **ret_request);
 int client_request_end(struct hearth *h, struct request *request, uint64_t *ret_id);
+
+/* The frame just ended takes a copy of the descriptor along: -EBUSY while another one waits. */
+int client_pass_fd(struct hearth *h, int fd);
 
 /* Reads the options of a reply into *reply, whose `kind` and `id` stay. `body` has `len` bytes and
  * one writable byte after them; text is terminated in place, arrays are copied to `scratch`.

@@ -219,6 +219,12 @@ int hearth_models(struct hearth *h, const char *model, hearth_reply_fn fn, void 
 /* Loads in the background; `wait`: progress items until it is over. */
 int hearth_warm(struct hearth *h, const char *model, bool wait, hearth_reply_fn fn, void *userdata,
                 uint64_t *ret_id);
+/* The same of a file that the caller has open, for reading alone (the descriptor stays the caller's).
+ * The daemon's items name the model that it becomes ("file-1"): other requests on this connection
+ * use it by that name, other users do not see it, and it goes with this connection. -EBUSY: another
+ * one has not been sent yet. */
+int hearth_warm_fd(struct hearth *h, int fd, bool wait, hearth_reply_fn fn, void *userdata,
+                   uint64_t *ret_id);
 int hearth_unload(struct hearth *h, const char *model, hearth_reply_fn fn, void *userdata,
                   uint64_t *ret_id);
 /* Values of a model that stand until the daemon ends; what has no `has_` is left as it is. All of it

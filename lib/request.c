@@ -220,6 +220,31 @@ int hearth_warm(struct hearth *h, const char *model, bool wait, hearth_reply_fn 
     return simple(h, WIRE_WARM, TAG_MODEL, model, wait ? TAG_WAIT : 0, fn, userdata, ret_id);
 }
 
+int hearth_warm_fd(struct hearth *h, int fd, bool wait, hearth_reply_fn fn, void *userdata,
+                   uint64_t *ret_id)
+{
+    struct request *request;
+    uint64_t id;
+    int r = client_pass_fd(h, fd);
+    if (r < 0)
+        return r;
+    r = client_request_begin(h, WIRE_WARM, fn, userdata, &request);
+    if (r == 0) {
+        if (wait)
+            wire_put_number(&h->out, TAG_WAIT, 1);
+        r = client_request_end(h, request, &id);
+    }
+    if (r < 0) {
+        close(TAKE_FD(h->passing_fd));
+        return r;
+    }
+    h->passing_at = h->out.frame_at;
+    h->passing_end = h->out.len;
+    if (ret_id)
+        *ret_id = id;
+    return 0;
+}
+
 int hearth_unload(struct hearth *h, const char *model, hearth_reply_fn fn, void *userdata,
                   uint64_t *ret_id)
 {

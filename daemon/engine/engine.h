@@ -61,6 +61,7 @@ struct model_progress {
 struct model_load_options {
     const struct kernel_table *kernels;
     uint32_t context_tokens; /* 0: the model's own */
+    uint64_t max_bytes;      /* of packed weights: -ENOMEM beyond; 0: no bound */
     bool direct;             /* read what is not cached past the page cache */
 };
 

@@ -29,6 +29,7 @@ struct model_load {
     struct plan plan;
     struct model *model;
     struct reader reader;
+    uint64_t max_bytes; /* of the arena; 0: no bound */
     size_t piece_bytes; /* the most of one piece in the file */
     struct piece *pieces;
     uint32_t n_pieces;
@@ -39,7 +40,7 @@ struct model_load {
 /* ---- memory ---- */
 
 /* One mapping for everything that is packed. */
-static int model_map(struct model *model, const struct plan *plan)
+static int model_map(struct model *model, const struct plan *plan, uint64_t max_bytes)
 {
     size_t used = 0;
 
@@ -47,6 +48,11 @@ static int model_map(struct model *model, const struct plan *plan)
         if (__builtin_add_overflow(model->arena_bytes, plan_item_bytes(&plan->items[i]),
                                    &model->arena_bytes))
             return fault_set(plan->fault, -ENOMEM, "the weights do not fit into memory");
+    if (max_bytes > 0 && model->arena_bytes > max_bytes)
+        return fault_set(plan->fault, -ENOMEM,
+                         "the weights take %zu MiB, more than the %llu MiB that the file's size "
+                         "led to expect",
+                         model->arena_bytes >> 20, (unsigned long long)max_bytes >> 20);
     model->arena =
         mmap(NULL, model->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (model->arena == MAP_FAILED) {
@@ -249,7 +255,7 @@ static int plan_weights(struct model_load *load)
     if (r == 0)
         r = cut_into_pieces(load);
     if (r == 0)
-        r = model_map(model, &load->plan);
+        r = model_map(model, &load->plan, load->max_bytes);
     return r;
 }
 
@@ -272,6 +278,7 @@ int model_load_begin(const struct gguf_source *source, const struct model_load_o
     if (!load)
         return fault_set(ret_fault, -ENOMEM, "no memory for a load");
     load->progress = progress;
+    load->max_bytes = options->max_bytes;
     load->plan = (struct plan){.kernels = options->kernels, .fault = ret_fault};
     reader_init(&load->reader, source, options->direct);
     r = gguf_open(source, &load->gguf, ret_fault);

@@ -96,6 +96,7 @@ static int begin_once(const struct loader_options *options, struct load_task *ta
     /* A user's own file is read through the page cache: it may be on any file system. */
     struct model_load_options load = {.kernels = options->kernels,
                                       .context_tokens = task->context_tokens,
+                                      .max_bytes = task->max_bytes,
                                       .direct = task->path != NULL};
     struct gguf_source source = {.fd = -1, .memory = task->memory, .size = task->memory_bytes};
     _cleanup_close_ int fd = -1;
@@ -162,6 +163,8 @@ void load_task_conclude(const struct loader_options *options, struct load_task *
     if (task->file_fd >= 0)
         close(task->file_fd);
     task->file_fd = -1;
+    if (task->own && task->fd >= 0)
+        close(TAKE_FD(task->fd));
     task->error = error;
     task->load_us = task->began_us ? clock_now_us(options->clock) - task->began_us : 0;
     if (error == -ECANCELED)

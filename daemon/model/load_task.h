@@ -57,10 +57,11 @@ struct load_task {
     int fd; /* -1: none */
     const uint8_t *memory;
     uint64_t memory_bytes;
+    uint64_t max_bytes; /* of weights in memory; 0: no bound */
     uint32_t context_tokens;
-    uint32_t rank;                  /* the higher goes first within a priority */
+    int32_t rank;                   /* the higher goes first within a priority */
     uint32_t uid;                   /* the only user who waits for it; LOAD_FOR_MANY */
-    bool own;                       /* on a thread of its own: the file may hang */
+    bool own;                       /* on a thread of its own, which closes `fd`, too: the file may hang */
     struct model_progress progress; /* any thread */
     _Atomic bool started;           /* any thread: the loader has begun it */
     _Atomic uint32_t n_hands;       /* any thread: threads that work at it now */

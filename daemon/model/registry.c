@@ -70,7 +70,8 @@ static void write_names(const struct registry *registry)
     if (!out)
         return;
     for (struct model_entry *e = registry->entries; e; e = e->hh.next)
-        fprintf(out, "%s\n", e->name);
+        if (!e->file)
+            fprintf(out, "%s\n", e->name);
     if (fclose(out) != 0 || rename(temporary, path) < 0)
         unlink(temporary);
 }
@@ -82,18 +83,22 @@ static int by_name(const struct model_entry *a, const struct model_entry *b)
 
 static struct model_entry *entry_free(struct model_entry *entry)
 {
+    if (entry->file && entry->file->fd >= 0)
+        close(entry->file->fd);
+    free(entry->file);
     free(entry->path);
     free(entry);
     return NULL;
 }
 
-static void entry_delete(struct registry *registry, struct model_entry *entry)
+void registry_delete(struct registry *registry, struct model_entry *entry)
 {
+    registry->file_requests += entry->file ? entry->requests : 0;
     HASH_DEL(registry->entries, entry);
     entry_free(entry);
 }
 
-static bool entry_at_rest(const struct model_entry *entry)
+bool registry_at_rest(const struct model_entry *entry)
 {
     return (entry->state == MODEL_COLD || entry->state == MODEL_FAILED) && entry->in_use == 0 &&
            entry->holds == 0;
@@ -115,10 +120,12 @@ static int entry_update(struct registry *registry, struct catalog_item *item)
         entry->keep_alive_us = item->config ? item->config->keep_alive_us : 0;
         HASH_ADD_STR(registry->entries, name, entry);
     }
+    if (entry->file)
+        return 0; /* a user's file was there before; it comes with a later look */
     entry->gone = false;
     entry->config = item->config;
     /* A model that is loaded goes on with the file it came from. */
-    if (entry_at_rest(entry)) {
+    if (registry_at_rest(entry)) {
         free(entry->path);
         entry->path = TAKE_PTR(item->path);
     }
@@ -132,7 +139,7 @@ static int catalog_apply(struct registry *registry, struct catalog *catalog)
     int r = 0;
 
     HASH_ITER (hh, registry->entries, entry, next) {
-        entry->gone = true;
+        entry->gone = entry->gone || !entry->file;
     }
     for (size_t i = 0; i < catalog->n_items && r == 0; i++)
         r = entry_update(registry, &catalog->items[i]);
@@ -141,8 +148,8 @@ static int catalog_apply(struct registry *registry, struct catalog *catalog)
     for (size_t i = 0; i < catalog->n_notes; i++)
         log_warning("%s", catalog->notes[i]);
     HASH_ITER (hh, registry->entries, entry, next) {
-        if (entry->gone && entry_at_rest(entry))
-            entry_delete(registry, entry);
+        if (entry->gone && registry_at_rest(entry))
+            registry_delete(registry, entry);
     }
     HASH_SORT(registry->entries, by_name);
     write_names(registry);
@@ -232,7 +239,8 @@ uint64_t registry_need_bytes(const struct model_entry *entry)
 {
     if (entry->reserved_bytes > 0)
         return entry->reserved_bytes;
-    return file_bytes(entry) / 100 * (100 + LOAD_EXTRA_PERCENT);
+    return entry->file ? registry_file_need_bytes(entry)
+                       : file_bytes(entry) / 100 * (100 + LOAD_EXTRA_PERCENT);
 }
 
 /* What is loaded, as residency sees it. The last of the list is memory on its way back. */
@@ -283,7 +291,7 @@ void registry_start_queued(struct registry *registry, struct model_entry *entry)
     _cleanup_free_ struct resident *residents = calloc(n, sizeof(*residents));
     _cleanup_free_ struct model_entry **entries = calloc(n, sizeof(*entries));
     _cleanup_free_ size_t *out = calloc(n, sizeof(*out));
-    uint64_t need = file_bytes(entry) / 100 * (100 + LOAD_EXTRA_PERCENT);
+    uint64_t need = registry_need_bytes(entry);
     struct newcomer newcomer = {.bytes = need, .wanted = RESIDENCY_ASKED_FOR};
     char sentence[FAULT_TEXT_BYTES];
 
@@ -357,6 +365,8 @@ static bool failure_stands(struct registry *registry, struct model_entry *entry)
     struct file_identity now;
 
     (void)registry;
+    if (entry->file)
+        return true;
     /* A lack of memory, or a file that could not be read, may be over by now. */
     if (entry->code != CODE_LOAD_FAILED || !entry->path)
         return !entry->path && entry->code == CODE_LOAD_FAILED;
@@ -388,6 +398,12 @@ int registry_want_for(struct registry *registry, struct model_entry *entry,
     if (uid != MODEL_NOBODY || entry->state == MODEL_COLD || entry->state == MODEL_FAILED)
         entry->asker = uid;
     entry->dismissed = false;
+    if (registry_file_is_spent(entry) && entry->state != MODEL_FAILED) {
+        entry->code = CODE_NO_SUCH_MODEL;
+        snprintf(entry->error, sizeof(entry->error),
+                 "the file behind %s was unloaded: pass it again", entry->name);
+        return -EIO;
+    }
     switch (entry->state) {
     case MODEL_READY: return 0;
     case MODEL_QUEUED:
@@ -427,7 +443,7 @@ int registry_want_for(struct registry *registry, struct model_entry *entry,
 
 static void go_cold(struct registry *registry, struct model_entry *entry)
 {
-    entry->again = entry->again && !registry->shutting_down;
+    entry->again = entry->again && !registry->shutting_down && !entry->file;
     entry->wanted = entry->again && entry->wanted;
     entry->reserved_bytes = 0;
     /* Whoever waits for it reads in `again` that it comes back. */
@@ -436,8 +452,8 @@ static void go_cold(struct registry *registry, struct model_entry *entry)
         entry->again = false;
         entry->wanted = true;
         registry_want_for(registry, entry, entry->priority, entry->asker, false);
-    } else if (entry->gone && entry_at_rest(entry)) {
-        entry_delete(registry, entry);
+    } else if (entry->gone && registry_at_rest(entry)) {
+        registry_delete(registry, entry);
         write_names(registry);
         registry->options.ops.changed(registry->options.ops.userdata, NULL);
     }
@@ -569,8 +585,13 @@ static void take_done(struct registry *registry, struct load_task *task)
 {
     struct model_entry *entry = task->subject;
 
+    if (task->own)
+        registry_file_work_done(registry, task);
     switch (task->kind) {
-    case TASK_CALL: scan_done(registry, task); break;
+    case TASK_CALL:
+        if (!task->own)
+            scan_done(registry, task);
+        break;
     case TASK_FREE:
         registry->freeing_bytes -= task->memory_bytes;
         metrics_set(registry->options.metrics, M_MODEL_BYTES, registry_loaded_bytes(registry));
@@ -703,7 +724,7 @@ struct registry *registry_free(struct registry *registry)
     registry->queue = queue_free(registry->queue);
     HASH_ITER (hh, registry->entries, entry, next) {
         model_free(entry->model);
-        entry_delete(registry, entry);
+        registry_delete(registry, entry);
     }
     holds_free(registry->holds);
     free(registry);
@@ -742,53 +763,7 @@ uint64_t registry_loaded_bytes(const struct registry *registry)
     return bytes;
 }
 
-/* ---- text ---- */
-
-void registry_write_info(const struct model_entry *entry, FILE *out)
-{
-    static const char *const strategies[] = {
-        [PRELOAD_LAZY] = "lazy", [PRELOAD_EAGER] = "eager", [PRELOAD_NONE] = "none"};
-
-    fprintf(out, "name %s\npath %s\n", entry->name, entry->path ? entry->path : "built-in");
-    fprintf(out, "strategy %s\npinned %d\n",
-            strategies[entry->config ? entry->config->preload : PRELOAD_LAZY], entry->pinned);
-    if (entry->model) {
-        const struct model_info *info = model_info(entry->model);
-        fprintf(out, "architecture %s\ntypes %s\nparameters %" PRIu64 "\n", info->architecture,
-                info->types, info->n_params);
-        fprintf(out,
-                "vocabulary %u\nembedding %u\nlayers %u\nheads %u\nkv_heads %u\nfeed_forward %u\n",
-                info->n_vocab, info->n_embd, info->n_layers, info->n_heads, info->n_kv_heads,
-                info->n_ff);
-        fprintf(out,
-                "context_tokens %u\nweight_bytes %" PRIu64 "\nkv_bytes_per_token %" PRIu64 "\n",
-                info->context_tokens, info->weight_bytes, info->kv_token_bytes);
-    }
-}
-
-void registry_write_stats(const struct model_entry *entry, FILE *out)
-{
-    fprintf(out, "requests %" PRIu64 "\ntokens %" PRIu64 "\nin_use %u\nload_us %" PRIu64 "\n",
-            entry->requests, entry->tokens, entry->in_use, entry->load_us);
-}
-
-void registry_write_prometheus(struct registry *registry, FILE *out)
-{
-    fprintf(out, "# HELP hearth_model_ready Whether the model is ready\n"
-                 "# TYPE hearth_model_ready gauge\n");
-    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
-        fprintf(out, "hearth_model_ready{model=\"%s\"} %d\n", e->name, e->state == MODEL_READY);
-    fprintf(out, "# HELP hearth_model_memory_bytes Memory of the model's weights and tables\n"
-                 "# TYPE hearth_model_memory_bytes gauge\n");
-    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
-        fprintf(out, "hearth_model_memory_bytes{model=\"%s\"} %" PRIu64 "\n", e->name,
-                e->reserved_bytes);
-    fprintf(out, "# HELP hearth_model_requests_total Requests that used the model\n"
-                 "# TYPE hearth_model_requests_total counter\n");
-    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
-        fprintf(out, "hearth_model_requests_total{model=\"%s\"} %" PRIu64 "\n", e->name,
-                e->requests);
-}
+/* ---- names ---- */
 
 int registry_list_names(const struct config *config, FILE *out, struct fault *ret_fault)
 {

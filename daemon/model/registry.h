@@ -44,10 +44,19 @@ struct model_user {
     uint64_t at_us;  /* of the last use */
 };
 
+/* A file that a user passed, open for reading. */
+struct passed_file {
+    int fd; /* -1: with the loader, or read */
+    uint32_t uid;
+    uint64_t bytes;     /* its size, as far as that was known */
+    const void *holder; /* as long as this lives it stays; NULL: over */
+};
+
 struct model_entry {
     char name[WIRE_MAX_MODEL_NAME + 1];
     char *path;                        /* NULL: built in */
     const struct config_model *config; /* NULL: none of its own */
+    struct passed_file *file;          /* NULL: not a user's own */
     enum model_state state, was; /* before the last change */
     bool gone;    /* its file was not there at the last look; goes once it is cold */
     bool wanted;  /* `preload` reads 1 */
@@ -129,6 +138,23 @@ int registry_fd(const struct registry *registry);
 void registry_dispatch(struct registry *registry);
 /* Time limits; call at least once a second. */
 void registry_tick(struct registry *registry);
+
+/* ---- users' own files (registry_files.c): models `file-N`, each its user's alone ---- */
+
+/* Whether a descriptor of that user may be taken now. Else it must not even be received: closing a
+ * file may wait for ever, too. */
+bool registry_takes_file(const struct registry *registry, uint32_t uid);
+/* Whether the descriptor is a regular file, open for reading alone; never waits. -EINVAL. */
+int registry_check_file(int fd, uint64_t *ret_bytes);
+/* Closes a descriptor where that may take its time. */
+void registry_drop_file(struct registry *registry, uint32_t uid, int fd);
+/* A model of that file, cold, which is kept until registry_leave_files() of its holder; the
+ * descriptor is taken over in any case. -EBUSY: the user has another on its way; -EDQUOT, -ENOSPC:
+ * the user's limits; -ENOMEM; with a sentence. */
+int registry_add_file(struct registry *registry, const struct passed_file *file,
+                      struct model_entry **ret_entry, struct fault *ret_fault);
+/* The holder is gone: its files go once no request uses them. */
+void registry_leave_files(struct registry *registry, const void *holder);
 
 const char *model_state_name(enum model_state state);
 

@@ -63,6 +63,8 @@ void registry_unuse(struct registry *registry, struct model_entry *entry, uint32
         return;
     if (entry->state == MODEL_DRAINING)
         registry->options.ops.detach(registry->options.ops.userdata, entry);
+    else if (entry->file && entry->gone)
+        registry_file_idle(registry, entry);
     else
         registry_start_waiting(registry);
 }

@@ -21,6 +21,10 @@ struct registry {
     uint64_t turns;         /* given out so far */
     bool room_wanted;       /* somebody is queued until there is room */
     bool shutting_down;
+    uint64_t n_files;                   /* users' files so far */
+    uint64_t file_requests;             /* of those that are gone */
+    uint32_t file_uids[LOADER_MAX_OWN]; /* users whose threads are at work on a file */
+    uint32_t n_file_uids;
 };
 
 static inline uint64_t registry_now_us(const struct registry *registry)
@@ -48,6 +52,18 @@ bool registry_is_needed(const struct registry *registry, const struct model_entr
 void registry_need_changed(struct registry *registry, struct model_entry *need);
 /* A use of the model is one of those that it needs. */
 void registry_use_needs(struct registry *registry, const struct model_entry *entry);
+/* Neither loaded nor on its way, and of no use to anybody. */
+bool registry_at_rest(const struct model_entry *entry);
+void registry_delete(struct registry *registry, struct model_entry *entry);
+/* The load of a user's file begins, on a thread of its own; and what that thread did is over. */
+void registry_start_file(struct registry *registry, struct model_entry *entry,
+                         struct load_task *task);
+void registry_file_work_done(struct registry *registry, const struct load_task *task);
+uint64_t registry_file_need_bytes(const struct model_entry *entry);
+/* A user's file that was read and is not loaded any more: it cannot come back. */
+bool registry_file_is_spent(const struct model_entry *entry);
+/* Nothing uses the entry: a user's file goes if its holder is gone. */
+void registry_file_idle(struct registry *registry, struct model_entry *entry);
 /* Hands the entry's load to the loader (registry_loads.c); room has been reserved. */
 void registry_start_load(struct registry *registry, struct model_entry *entry);
 /* A load under way has become as urgent as the entry. */

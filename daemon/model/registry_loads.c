@@ -13,7 +13,9 @@ static struct load_task *new_task(struct model_entry *entry)
 
     if (!task)
         return NULL;
-    if (entry->path) {
+    if (entry->file) {
+        /* its descriptor comes with registry_start_file() */
+    } else if (entry->path) {
         task->path = strdup(entry->path);
         if (!task->path)
             return load_task_free(task);
@@ -41,7 +43,9 @@ void registry_start_load(struct registry *registry, struct model_entry *entry)
     entry->task = task;
     entry->progress_bytes = 0;
     entry->progress_at_us = registry_now_us(registry);
-    if (registry->options.config->loading.async) {
+    if (entry->file) {
+        registry_start_file(registry, entry, task); /* never here: it may hang */
+    } else if (registry->options.config->loading.async) {
         loader_submit(registry->loader, task);
     } else {
         load_sync(&registry->loader_options, task);

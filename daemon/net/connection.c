@@ -31,6 +31,13 @@
 #define STUCK_US 30000000u
 #define CLOSE_US 2000000u
 
+/* A descriptor belongs to the frame that ends the bytes it came with. */
+enum passed {
+    PASSED_NONE,
+    PASSED_FILE,
+    PASSED_REFUSED, /* it was not received */
+};
+
 enum phase { PHASE_MAGIC, PHASE_HELLO, PHASE_OPEN, PHASE_CLOSING };
 
 struct connection {
@@ -44,6 +51,8 @@ struct connection {
     size_t partial_len, partial_need;
     size_t held_bytes;          /* of it, counted as input */
     uint64_t skip_bytes;        /* of a frame there was no room for */
+    enum passed passed;         /* what came along and waits for its frame */
+    int passed_fd;              /* PASSED_FILE: the descriptor; else -1 */
     uint64_t input_deadline_us; /* 0: none */
     uint64_t output_deadline_us;
     struct connection *previous, *next; /* among the live ones, or the next spare slot */
@@ -130,6 +139,17 @@ static void partial_drop(struct connection *c)
     c->held_bytes = 0;
 }
 
+/* Gives up what came along and was not taken. */
+static void passed_drop(struct connection *c)
+{
+    int fds[] = {TAKE_FD(c->passed_fd), TAKE_FD(c->peer.file_fd)};
+
+    for (size_t i = 0; i < ELEMENTSOF(fds); i++)
+        if (fds[i] >= 0)
+            service_drop_file(c->owner->options.service, c->peer.uid, fds[i]);
+    c->passed = PASSED_NONE;
+}
+
 /* Ends a connection; its slot is given back at the end of the wake-up. */
 static void connection_close(struct connection *c)
 {
@@ -140,6 +160,7 @@ static void connection_close(struct connection *c)
     c->closed = true;
     close(c->peer.fd); /* leaves the epoll set */
     service_peer_gone(connections->options.service, &c->peer);
+    passed_drop(c);
     partial_drop(c);
     admission_disconnect(service_admission(connections->options.service), c->peer.account);
     wire_buffer_done(&c->peer.out);
@@ -309,6 +330,7 @@ bool connections_all_sent(const struct connections *connections)
 static void connection_end(struct connection *c)
 {
     c->phase = PHASE_CLOSING;
+    passed_drop(c);
     partial_drop(c);
     c->output_deadline_us = now_us(c->owner) + CLOSE_US;
     c->owner->n_deadlines++;
@@ -408,9 +430,22 @@ static void take_frame(struct connection *c, const struct wire_header *header, c
     struct refusal refusal;
 
     if (c->phase == PHASE_HELLO)
-        take_hello(c, header, body);
+        take_hello(c, header, body); /* what came with it is dropped */
     else if (service_frame(c->owner->options.service, &c->peer, header, body, &refusal) < 0)
         connection_refuse(c, header->id, &refusal);
+}
+
+/* The frame that ends the bytes with which a descriptor came. */
+static void take_frame_with(struct connection *c, const struct wire_header *header,
+                            const uint8_t *body)
+{
+    c->peer.file_fd = TAKE_FD(c->passed_fd);
+    c->peer.file_refused = c->passed == PASSED_REFUSED;
+    c->passed = PASSED_NONE;
+    take_frame(c, header, body);
+    c->peer.file_refused = false;
+    if (!c->closed)
+        passed_drop(c);
 }
 
 /* Checks a header: the bytes of the whole frame, or 0 once the connection is ending. */
@@ -458,7 +493,10 @@ static size_t take_units(struct connection *c, const uint8_t *bytes, size_t len,
             if (need == 0)
                 break;
             if (left >= need) {
-                take_frame(c, &header, bytes + used + WIRE_HEADER_BYTES);
+                if (left == need && c->passed != PASSED_NONE)
+                    take_frame_with(c, &header, bytes + used + WIRE_HEADER_BYTES);
+                else
+                    take_frame(c, &header, bytes + used + WIRE_HEADER_BYTES);
                 used += need;
                 continue;
             }
@@ -482,6 +520,7 @@ static void pass_over(struct connection *c, const uint8_t *header_bytes, size_t 
                 "shortly");
     refusal.retry_after_us = CONNECTIONS_TICK_US;
     reply_refusal(&c->peer, header.id, &refusal);
+    passed_drop(c);
     c->skip_bytes = need - have;
 }
 
@@ -570,6 +609,48 @@ static void set_input_deadline(struct connection *c)
     }
 }
 
+/* Takes the descriptor that came along: false when there were several. Room is given for one, and
+ * only where one may be taken: the kernel lets go of all others. */
+static bool take_passed(struct connection *c, struct msghdr *message, bool had_room)
+{
+    struct cmsghdr *cmsg = CMSG_FIRSTHDR(message);
+
+    if (cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS) {
+        memcpy(&c->passed_fd, CMSG_DATA(cmsg), sizeof(c->passed_fd));
+        c->passed = PASSED_FILE;
+    }
+    if (!(message->msg_flags & MSG_CTRUNC))
+        return true;
+    if (had_room || c->passed != PASSED_NONE)
+        return false;
+    c->passed = PASSED_REFUSED;
+    return true;
+}
+
+/* As readv(); -EBADMSG where more came along than may. */
+static ssize_t receive(struct connection *c, struct iovec *iov, size_t n_iov)
+{
+    _Alignas(struct cmsghdr) char control[CMSG_LEN(sizeof(int))];
+    bool room = c->passed == PASSED_NONE && service_takes_file(c->owner->options.service, &c->peer);
+    struct msghdr message = {.msg_iov = iov,
+                             .msg_iovlen = n_iov,
+                             .msg_control = room ? control : NULL,
+                             .msg_controllen = room ? sizeof(control) : 0};
+    ssize_t n = recvmsg(c->peer.fd, &message, MSG_CMSG_CLOEXEC);
+
+    if (n < 0)
+        return -errno;
+    return take_passed(c, &message, room) ? n : -EBADMSG;
+}
+
+static void refuse_passed(struct connection *c)
+{
+    struct refusal refusal;
+
+    refusal_set(&refusal, CODE_BAD_FRAME, NULL, "one descriptor at most goes with a warm frame");
+    connection_refuse(c, 0, &refusal);
+}
+
 static void connection_read(struct connection *c)
 {
     uint8_t *buffer = c->owner->buffer;
@@ -577,10 +658,14 @@ static void connection_read(struct connection *c)
     /* What is missing of a frame goes where its beginning is, and what follows it comes along. */
     struct iovec iov[2] = {{c->partial ? c->partial + c->partial_len : NULL, room},
                            {buffer, READ_BYTES}};
-    ssize_t n = room > 0 ? readv(c->peer.fd, iov, 2) : recv(c->peer.fd, buffer, READ_BYTES, 0);
+    ssize_t n = room > 0 ? receive(c, iov, 2) : receive(c, iov + 1, 1);
 
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+    if (n == -EAGAIN || n == -EINTR)
         return;
+    if (n == -EBADMSG) {
+        refuse_passed(c);
+        return;
+    }
     if (n <= 0) {
         connection_close(c);
         return;
@@ -665,10 +750,12 @@ static void connection_open(struct connections *connections, int fd, bool status
     }
     c->owner = connections;
     c->events = EPOLLIN;
+    c->passed_fd = -1;
     c->peer = (struct peer){.uid = credentials.uid,
                             .gid = credentials.gid,
                             .pid = credentials.pid,
                             .fd = fd,
+                            .file_fd = -1,
                             .number = ++connections->n_ever,
                             .status_only = status_only,
                             .account = account,

@@ -245,8 +245,9 @@ void events_state(struct events *events, const struct model_entry *entry)
 {
     char *line = NULL;
     size_t len;
-    FILE *out = begin(events, "state", &line, &len);
+    FILE *out = entry->file ? NULL : begin(events, "state", &line, &len);
 
+    /* A user's file is nobody else's news. */
     if (!out)
         return;
     put_text(out, "model", entry->name);

@@ -24,6 +24,9 @@ struct peer {
     gid_t gid;
     pid_t pid;
     int fd;           /* for SO_PEERGROUPS */
+    int file_fd;      /* a descriptor that came with the frame being taken; -1: none */
+    uint64_t file_bytes;
+    bool file_refused; /* one came with it and was not received: the user has another on its way */
     uint64_t number;  /* of the connection, for the log */
     bool status_only; /* came through the status socket */
     bool congested;   /* its unsent output has reached limits.stream_buffer */

@@ -6,7 +6,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "daemon/serve/files.h"
 #include "daemon/serve/service_internal.h"
+#include "daemon/serve/standing.h"
 #include "lib/cleanup.h"
 
 /* Text made by `fn`, malloc'd; NULL when memory is out. */
@@ -87,7 +89,7 @@ void question_models(struct service *service, struct peer *peer, uint64_t id,
     struct model_entry *entry;
 
     if (options->model[0]) {
-        entry = registry_find(service->registry, options->model);
+        entry = files_find_model(service, peer, options, options->model);
         if (!entry) {
             reply_error(peer, id, CODE_NO_SUCH_MODEL, "there is no model %s", options->model);
             return;
@@ -95,7 +97,8 @@ void question_models(struct service *service, struct peer *peer, uint64_t id,
         reply_model(peer, id, entry);
     } else {
         for (entry = registry_first(service->registry); entry; entry = entry->hh.next)
-            reply_model(peer, id, entry);
+            if (files_may_see(service, peer, options, entry))
+                reply_model(peer, id, entry);
     }
     reply_done(peer, id);
 }
@@ -236,7 +239,7 @@ struct model_entry *question_named_model(struct service *service, struct peer *p
         reply_refusal(peer, id, &refusal);
         return NULL;
     }
-    entry = registry_find(service->registry, options->model);
+    entry = files_find_model(service, peer, options, options->model);
     if (!entry)
         reply_error(peer, id, CODE_NO_SUCH_MODEL,
                     "there is no model %s; 'hearth models' lists those there are", options->model);
@@ -265,6 +268,17 @@ static void follow_load(struct service *service, struct peer *peer, uint64_t id,
     service_wait_for(service, request, entry);
 }
 
+void question_follow(struct service *service, struct peer *peer, uint64_t id,
+                     struct model_entry *entry, const struct request_options *options)
+{
+    if (options->wait && entry->state != MODEL_READY) {
+        follow_load(service, peer, id, entry, options);
+        return;
+    }
+    reply_model(peer, id, entry); /* its name */
+    reply_done(peer, id);
+}
+
 void question_warm(struct service *service, struct peer *peer, uint64_t id,
                    const struct request_options *options)
 {
@@ -272,6 +286,19 @@ void question_warm(struct service *service, struct peer *peer, uint64_t id,
     uint32_t uid;
     int r;
 
+    if (peer->file_fd >= 0) {
+        files_warm(service, peer, id, options);
+        return;
+    }
+    if (peer->file_refused) {
+        struct refusal refusal = {.retry_after_us = STANDING_RETRY_US};
+        refusal_set(&refusal, CODE_BUSY, NULL,
+                    "the file was not taken: another one of this user is being read, or the daemon "
+                    "ends; wait for that");
+        refusal.retry_after_us = STANDING_RETRY_US;
+        service_refuse(service, peer, id, &refusal);
+        return;
+    }
     entry = question_named_model(service, peer, id, options, &uid);
     if (!entry)
         return;

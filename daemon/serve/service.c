@@ -10,6 +10,7 @@
 #include "daemon/log.h"
 #include "daemon/serve/asleep.h"
 #include "daemon/serve/events.h"
+#include "daemon/serve/files.h"
 #include "daemon/serve/service_internal.h"
 #include "daemon/serve/standing.h"
 #include "daemon/serve/turns.h"
@@ -452,8 +453,9 @@ static void retry_unknown(struct service *service)
     struct request *request;
 
     while ((request = service->unknown.head)) {
+        /* Nobody's file has come meanwhile: their names are given, not looked for. */
         struct model_entry *entry = registry_find(service->registry, request->wanted_name);
-        if (!entry) {
+        if (!entry || entry->file) {
             no_such_model(service, request, request->wanted_name);
             continue;
         }
@@ -674,7 +676,7 @@ static void generation(struct service *service, struct peer *peer, uint64_t id,
                        enum request_kind kind, const struct request_options *options)
 {
     const char *name = options->model[0] ? options->model : service->options.config->default_model;
-    struct model_entry *entry = registry_find(service->registry, name);
+    struct model_entry *entry = files_find_model(service, peer, options, name);
     struct refusal refusal;
     struct request *request;
 
@@ -754,6 +756,7 @@ void service_peer_refused(struct service *service, uint32_t uid, const struct re
 void service_peer_gone(struct service *service, struct peer *peer)
 {
     values_touch(service->values);
+    registry_leave_files(service->registry, peer);
     while (peer->requests) {
         struct request *request = peer->requests;
         /* From here on it has no peer; the key still names the old one, so it leaves the table. */
@@ -873,6 +876,8 @@ int service_frame(struct service *service, struct peer *peer, const struct wire_
 
     if (header->id == 0)
         return malformed(ret_refusal, "id 0 is the connection's own; a request has another");
+    if (peer->file_fd >= 0 && files_check(peer, header->type, ret_refusal) < 0)
+        return -EBADMSG;
     if (header->type == WIRE_CANCEL || header->type == WIRE_CREDIT) {
         r = admission_parse(header->type, body, header->body_len, &options, ret_refusal);
         if (r == -EBADMSG)

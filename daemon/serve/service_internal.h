@@ -89,6 +89,9 @@ void question_put_model(struct wire_buffer *out, uint64_t id, const struct model
 void question_put_section(struct service *service, struct wire_buffer *out, uint64_t id,
                           const char *name);
 void question_put_status(struct service *service, struct wire_buffer *out, uint64_t id);
+/* Answers a `warm` that was taken: its progress with `wait`, else one item. */
+void question_follow(struct service *service, struct peer *peer, uint64_t id,
+                     struct model_entry *entry, const struct request_options *options);
 /* One progress item of a `warm` that waits. */
 void question_progress(struct request *request, const struct model_entry *entry);
 /* The model that the request names and the user it acts for, or NULL and a refusal sent. */

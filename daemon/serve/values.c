@@ -145,8 +145,11 @@ static struct said *said_of(struct values *values, const char *name)
 static void put_models(struct values *values, struct wire_buffer *out, bool whole)
 {
     for (struct model_entry *e = registry_first(values->service->registry); e; e = e->hh.next) {
-        struct said *said = whole ? NULL : said_of(values, e->name);
+        struct said *said;
         size_t at = out->len;
+        if (e->file)
+            continue; /* its user's alone */
+        said = whole ? NULL : said_of(values, e->name);
         question_put_model(out, 0, e);
         if (!said)
             continue; /* without memory it is said every time */
