@@ -52,7 +52,9 @@ def usage_errors_say_what_is_wrong(t):
         r = t.run("hearth", *args, code=2)
         expect(r.out == "" and r.err.startswith("hearth: ") and says in r.err, f"{r}")
     r = t.run("hearth", "run", "./model.gguf", "hi", code=1)
-    expect("later version" in r.err, f"{r}")
+    expect("cannot open ./model.gguf" in r.err, f"{r}")
+    r = t.run("hearth", "tokenize", "./model.gguf", "hi", code=1)
+    expect("only 'hearth run' takes one" in r.err, f"{r}")
 
 
 @test
