@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "daemon/model/builtin.h"
 #include "lib/cleanup.h"
@@ -54,6 +55,7 @@ static int add(struct catalog *catalog, const char *name, char *path,
     /* A place is kept for the built-in model, which comes last. */
     size_t most = path ? CATALOG_MAX_MODELS - 1 : CATALOG_MAX_MODELS;
     struct catalog_item *items;
+    struct stat st;
 
     if (first || catalog->n_items == most) {
         if (first)
@@ -71,7 +73,10 @@ static int add(struct catalog *catalog, const char *name, char *path,
         return -ENOMEM;
     }
     catalog->items = items;
-    items[catalog->n_items] = (struct catalog_item){.path = path, .config = config};
+    items[catalog->n_items] = (struct catalog_item){
+        .path = path,
+        .config = config,
+        .bytes = !path ? builtin_size() : stat(path, &st) == 0 ? (uint64_t)st.st_size : 0};
     snprintf(items[catalog->n_items++].name, sizeof(items->name), "%s", name);
     return 0;
 }

@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "daemon/config.h"
 #include "lib/wire.h"
@@ -23,6 +24,7 @@ struct catalog_item {
     char name[WIRE_MAX_MODEL_NAME + 1];
     char *path; /* NULL: built in */
     const struct config_model *config;
+    uint64_t bytes; /* of the file at the time of the look; 0: it could not be asked */
 };
 
 struct catalog {

@@ -128,6 +128,7 @@ static int entry_update(struct registry *registry, struct catalog_item *item)
     if (registry_at_rest(entry)) {
         free(entry->path);
         entry->path = TAKE_PTR(item->path);
+        entry->file_bytes = item->bytes;
     }
     return 0;
 }
@@ -226,21 +227,12 @@ void registry_fail(struct registry *registry, struct model_entry *entry, enum wi
         registry_need_changed(registry, entry);
 }
 
-static uint64_t file_bytes(const struct model_entry *entry)
-{
-    struct file_identity identity;
-
-    if (!entry->path)
-        return builtin_size();
-    return file_identity_get(entry->path, &identity) < 0 ? 0 : identity.size;
-}
-
 uint64_t registry_need_bytes(const struct model_entry *entry)
 {
     if (entry->reserved_bytes > 0)
         return entry->reserved_bytes;
     return entry->file ? registry_file_need_bytes(entry)
-                       : file_bytes(entry) / 100 * (100 + LOAD_EXTRA_PERCENT);
+                       : entry->file_bytes / 100 * (100 + LOAD_EXTRA_PERCENT);
 }
 
 /* What is loaded, as residency sees it. The last of the list is memory on its way back. */
@@ -362,11 +354,15 @@ void registry_start_waiting(struct registry *registry)
 
 static bool failure_stands(struct registry *registry, struct model_entry *entry)
 {
+    static const struct file_identity unknown;
     struct file_identity now;
 
     (void)registry;
     if (entry->file)
         return true;
+    /* It was given up before it could be looked at: its disk may hang, so nobody looks here. */
+    if (entry->path && file_identity_equal(&entry->identity, &unknown))
+        return false;
     /* A lack of memory, or a file that could not be read, may be over by now. */
     if (entry->code != CODE_LOAD_FAILED || !entry->path)
         return !entry->path && entry->code == CODE_LOAD_FAILED;

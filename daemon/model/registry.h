@@ -75,6 +75,7 @@ struct model_entry {
     uint64_t last_used_us, state_since_us, deadline_us /* of draining */;
     uint64_t turn;             /* when it was queued, among all: the earlier goes first */
     uint64_t load_us;          /* the last load's duration */
+    uint64_t file_bytes;       /* as of the last look through the directories */
     uint64_t reserved_bytes;   /* counted against the budget while queued, loading or loaded */
     uint64_t requests, tokens; /* for stats */
     uint64_t progress_bytes, progress_at_us; /* a load's last sign of life */
