@@ -182,11 +182,12 @@ def files_are_counted_to_their_user(t):
     d = t.daemon(config=f"limits: {{memory_per_uid: {path.stat().st_size * 3}B}}\n")
     codes = []
     with d.client() as c, open(path, "rb") as file:
-        for _ in range(4):
+        for _ in range(3):
             last = warm_file(c, file.fileno(), c.next_id)[-1]
             c.next_id += 1
             codes.append(last.get("CODE") or last.type)
-    expect(codes[0] == "DONE" and codes[-1] == "no-memory", f"{codes}")
+    # the one after it may find the refused one's descriptor still being closed
+    expect(codes[0] == "DONE" and codes[2] == "no-memory", f"{codes}")
 
 
 @test
