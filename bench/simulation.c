@@ -107,6 +107,7 @@ static bool make_room(struct simulation *s, uint32_t model, double worth)
     for (size_t i = 0; i < n_victims; i++)
         evict(s, number[victims[i]]);
     s->there[model] = true;
+    s->evicted[model] = 0;
     s->used_us[model] = s->now_us;
     return true;
 }
@@ -215,16 +216,20 @@ static void ask(struct simulation *s, uint32_t model)
     s->now_us += wait_us;
 }
 
-/* What the adversary asks for: what was evicted last and is not back; before anything was, whatever
- * is not loaded yet. */
+/* What the adversary asks for: what was just evicted; where one newcomer drove out several, each of
+ * them in turn. Before anything was evicted, whatever is not loaded yet. */
 static uint32_t just_evicted(const struct simulation *s)
 {
-    uint32_t best = NOBODY;
+    uint32_t asked = 0;
 
+    for (uint32_t m = s->trace->n_models; m-- > 0;)
+        if (!s->there[m] && s->evicted[m] == 0)
+            asked = m;
     for (uint32_t m = 0; m < s->trace->n_models; m++)
-        if (!s->there[m] && (best == NOBODY || s->evicted[m] > s->evicted[best]))
-            best = m;
-    return best == NOBODY ? 0 : best;
+        if (!s->there[m] && s->evicted[m] > 0 &&
+            (s->evicted[asked] == 0 || s->evicted[m] < s->evicted[asked]))
+            asked = m;
+    return asked;
 }
 
 static int look_ahead(struct simulation *s)
@@ -281,10 +286,10 @@ int simulate(const struct trace *trace, enum policy policy, uint32_t *asked,
         uint64_t at_us = MAX(trace->requests[i].at_us, s->now_us);
         uint32_t model;
         pass_time(s, at_us);
+        s->at = i;
         model = trace->adaptive ? just_evicted(s) : trace->requests[i].model;
         if (asked)
             asked[i] = model;
-        s->at = i;
         ask(s, model);
     }
     for (uint32_t m = 0; m < trace->n_models; m++)

@@ -1,6 +1,7 @@
 #include "daemon/model/predictor_internal.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,15 +16,21 @@
 #define KEEP_PAIR     0.85f
 #define KEEP_SOON     0.9
 
+/* The skill is a mean over the requests so far, as if these had come before without any, and later
+ * one over so many. */
+#define SKILL_PRIOR 10.0
+#define SKILL_STEP  (1.0 / 200)
+#define LEAST_GIVEN 1e-3
+
 /* Counts that the next coarser view has in a finer one: how much a few sightings weigh. */
 #define PRIOR_EACH     0.05 /* every model, in the frequencies */
 #define PRIOR_FOLLOWS  1.0
-#define PRIOR_FOLLOWED 0.2
+#define PRIOR_FOLLOWED 0.1
 #define PRIOR_PAIR     0.3
 
 /* The part of all trust that is dealt out evenly at each request, so that a view that was wrong for
  * long can come back at once. */
-#define SHARE_ANEW 0.02
+#define SHARE_ANEW 0.01
 
 /* What a step further ahead counts, for how wanted a model is. */
 #define AHEAD_STEPS  2u
@@ -72,6 +79,7 @@ static void forget(struct predictor *p, uint32_t model)
     struct follow *follow[] = {&p->follows, &p->followed};
 
     HASH_DEL(p->by_name, &p->models[model]);
+    p->n_asked -= p->models[model].last_request_us != 0;
     p->models[model] = (struct predicted_model){0};
     p->frequent_sum -= p->frequent[model];
     p->recent_sum -= p->recent[model];
@@ -87,6 +95,7 @@ static void forget(struct predictor *p, uint32_t model)
     memset(p->pairs, 0, sizeof(p->pairs));
     p->before = p->before == model ? NOBODY : p->before;
     p->last = p->last == model ? NOBODY : p->last;
+    p->target[model] = false;
     p->next[model] = p->wanted[model] = p->chance[model] = 0;
     shadows_forget(p, model);
 }
@@ -260,8 +269,20 @@ static void weigh_views(struct predictor *p, uint32_t model)
         p->weight[i] = p->weight[i] / sum * (1 - SHARE_ANEW) + SHARE_ANEW / _VIEW_MAX;
 }
 
+/* How much better than chance the last estimate gave what came. */
+static void rate_skill(struct predictor *p, uint32_t model)
+{
+    double given = MAX(p->next[model], 1e-3) * p->n_asked;
+
+    double step = MAX(1.0 / (SKILL_PRIOR + (double)p->n_requests), SKILL_STEP);
+
+    if (p->last != NOBODY)
+        p->skill += (log(given) - p->skill) * step;
+}
+
 static void learn(struct predictor *p, uint32_t model, uint64_t now_us)
 {
+    rate_skill(p, model);
     weigh_views(p, model);
     frequency_learn(p->frequent, &p->frequent_sum, model, p->n, KEEP_FREQUENT);
     frequency_learn(p->recent, &p->recent_sum, model, p->n, KEEP_RECENT);
@@ -331,23 +352,21 @@ static void estimate(struct predictor *p)
 bool predictor_request(struct predictor *predictor, uint32_t model, bool ready, uint64_t now_us)
 {
     struct predicted_model *m = &predictor->models[model];
+    bool first = m->last_request_us == 0;
     bool same = m->last_request_us != 0 && now_us - m->last_request_us < PREDICTOR_SAME_US;
 
     m->last_request_us = now_us;
     if (same)
         return false;
     predictor->n_requests++;
+    predictor->n_asked += first;
     learn(predictor, model, now_us);
     estimate(predictor);
     memset(predictor->proposed, 0, sizeof(predictor->proposed));
+    predictor->target_chosen = false;
     shadows_request(predictor, model, now_us);
     mode_choose(predictor, model, ready);
     return true;
-}
-
-double predictor_wanted(const struct predictor *predictor, uint32_t model)
-{
-    return predictor->wanted[model];
 }
 
 enum predictor_mode predictor_mode(const struct predictor *predictor)
@@ -360,31 +379,104 @@ enum residency_order predictor_order(const struct predictor *predictor)
     return predictor->mode == PREDICTOR_LRU ? RESIDENCY_LRU : RESIDENCY_BY_ESTIMATE;
 }
 
-uint32_t candidate(const struct predictor *p, bool fill, const bool *there, const bool *proposed)
+uint32_t candidate(const struct predictor *p, const bool *target, const bool *there,
+                   const bool *proposed)
 {
     uint32_t best = NOBODY;
-    double least = fill ? CHANCE_WORTH_FILLING : CHANCE_WORTH_LOADING;
 
     for (uint32_t m = 0; m < p->n; m++)
         if (!there[m] && !proposed[m] && p->models[m].predictable && p->models[m].bytes > 0 &&
-            p->chance[m] >= least && (best == NOBODY || p->chance[m] > p->chance[best]))
+            (p->chance[m] >= CHANCE_WORTH_LOADING || (target && target[m])) &&
+            (best == NOBODY || p->chance[m] > p->chance[best]))
             best = m;
     return best;
 }
 
+/* Adds models to the set by `order` as far as the room goes; how wanted they are. */
+static double fill_up(const struct predictor *p, const uint32_t *order, uint32_t n, uint64_t room,
+                      bool *set)
+{
+    double wanted = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t m = order[i];
+        if (set[m] || p->models[m].bytes > room)
+            continue;
+        set[m] = true;
+        room -= p->models[m].bytes;
+        wanted += p->wanted[m];
+    }
+    return wanted;
+}
+
+/* Models that may be in a best set, the most wanted per byte first. */
+static uint32_t by_density(const struct predictor *p, const bool *there, uint32_t *ret_order)
+{
+    uint32_t n = 0;
+
+    for (uint32_t m = 0; m < p->n; m++) {
+        double density = p->wanted[m] / (double)MAX(p->models[m].bytes, 1u);
+        uint32_t at = n;
+        if (p->models[m].bytes == 0 || p->models[m].bytes > p->budget_bytes ||
+            (!there[m] && (!p->models[m].predictable || p->chance[m] < CHANCE_WORTH_FILLING)))
+            continue;
+        for (n++; at > 0; at--) {
+            uint32_t before = ret_order[at - 1];
+            if (p->wanted[before] / (double)p->models[before].bytes >= density)
+                break;
+            ret_order[at] = before;
+        }
+        ret_order[at] = m;
+    }
+    return n;
+}
+
+void target_choose(const struct predictor *p, const bool *there, bool *ret_target)
+{
+    uint32_t order[MAX_MODELS], n = by_density(p, there, order);
+    double best = 0;
+
+    /* As it is, worth a little more, so that two sets about as good do not take turns. */
+    memcpy(ret_target, there, p->n * sizeof(*there));
+    for (uint32_t m = 0; m < p->n; m++)
+        best += there[m] ? p->wanted[m] / WORTH_OF_TARGET : 0;
+    /* The densest that fit, and the densest that fit beside one that is there for certain. */
+    for (uint32_t first = 0; first < MIN(n, TARGET_TRIES); first++) {
+        bool set[MAX_MODELS] = {false};
+        double wanted = fill_up(p, &order[first], 1, p->budget_bytes, set);
+        wanted += fill_up(p, order, n, p->budget_bytes - p->models[order[first]].bytes, set);
+        if (wanted <= best)
+            continue;
+        best = wanted;
+        memcpy(ret_target, set, p->n * sizeof(*set));
+    }
+}
+
+double predictor_wanted(const struct predictor *predictor, uint32_t model)
+{
+    return wanted_with(predictor, predictor->mode == PREDICTOR_FILLS ? predictor->target : NULL,
+                       model);
+}
+
 double predictor_worth(const struct predictor *predictor, uint32_t model)
 {
-    return predictor->wanted[model] * WORTH_OF_NEWCOMERS;
+    return worth_with(predictor, predictor->mode == PREDICTOR_FILLS ? predictor->target : NULL,
+                      model);
 }
 
 int predictor_next(struct predictor *predictor, const bool *loaded, uint64_t now_us)
 {
+    const bool *target = predictor->mode == PREDICTOR_FILLS ? predictor->target : NULL;
     uint32_t model;
 
     if (predictor->mode < PREDICTOR_PREDICTS || predictor->last == NOBODY ||
         now_us - predictor->last_us > PREDICTOR_WINDOW_US)
         return -1;
-    model = candidate(predictor, predictor->mode == PREDICTOR_FILLS, loaded, predictor->proposed);
+    if (target && !predictor->target_chosen) {
+        target_choose(predictor, loaded, predictor->target);
+        predictor->target_chosen = true;
+    }
+    model = candidate(predictor, target, loaded, predictor->proposed);
     if (model == NOBODY)
         return -1;
     predictor->proposed[model] = true;

@@ -7,14 +7,15 @@
  * views is weighed by how well it foretold the last requests, so a change of habit shifts the
  * weights within a few requests.
  *
- * It doubts itself: three shadows, caches of numbers alone, live through the same requests: plain
- * LRU, its own order of eviction, and its own order with predictions. Where its own ways do not
- * cost less waiting than LRU's in the shadows, or did not when they were tried, it has no say: the
- * mode is LRU. Where they do, it orders evictions; where predictions pay, it predicts, too.
+ * It doubts itself: four shadows, caches of numbers alone, live through the same requests: plain
+ * LRU, its own order of eviction, that with predictions, and that with memory filled by the
+ * likeliest set. Where its own ways do not cost less waiting than LRU's in the shadows, or did not
+ * when they were tried, it has no say: the mode is LRU. Where they do, it orders evictions; where
+ * predictions pay, it predicts, too; where there is no order to learn but some are asked for more
+ * often, it fills.
  *
- * Bounded: PREDICTOR_MAX_MODELS models (the one longest unused makes place), PREDICTOR_MAX_HISTORY
- * requests kept for the next start. Hides all arithmetic. No clock, no files, no threads of its
- * own; the reactor calls it. */
+ * Bounded: PREDICTOR_MAX_MODELS models, of which the one longest unused makes place. Hides all
+ * arithmetic. No clock, no files, no threads of its own; the reactor calls it. */
 #ifndef HEARTH_MODEL_PREDICTOR_H
 #define HEARTH_MODEL_PREDICTOR_H
 
@@ -24,8 +25,7 @@
 
 #include "daemon/model/residency.h"
 
-#define PREDICTOR_MAX_MODELS  256u
-#define PREDICTOR_MAX_HISTORY 4096u
+#define PREDICTOR_MAX_MODELS 256u
 
 /* A prediction is right when its model is asked for within this time. */
 #define PREDICTOR_WINDOW_US 60000000u

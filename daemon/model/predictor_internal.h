@@ -57,29 +57,29 @@ struct shadow {
     bool there[MAX_MODELS];
     uint64_t ready_us[MAX_MODELS]; /* when a predicted load is over */
     uint64_t used_us[MAX_MODELS];
-    uint64_t predicted_us[MAX_MODELS]; /* 0: not, or used since */
+    bool target[MAX_MODELS]; /* SHADOW_FILL's */
     uint64_t io_free_us;
-    double cost_s;          /* waiting, fading */
-    double predicted, used; /* predictions made and proved right, fading */
+    double cost_s; /* waiting, fading */
+    double misses; /* requests that waited, fading */
+    double wait_s; /* in the last request */
 };
 
+/* Its own ways on trial: what they cost and what LRU would have, fading. */
 struct trial {
-    double real_s, lru_s, mean_s; /* waiting in this mode, and the LRU shadow's meanwhile */
-    uint32_t requests;
+    double real_s, lru_s;
+    double real_misses, lru_misses;
+    double mean_s;     /* of a load */
+    uint32_t requests; /* so far */
+    uint32_t misses;   /* in a row */
     uint32_t failures; /* in a row */
     uint32_t pause;    /* requests until the next one */
-};
-
-struct event {
-    uint16_t model;
-    uint32_t gap_ms; /* since the one before; UINT32_MAX: not known */
 };
 
 struct predictor {
     struct predicted_model models[MAX_MODELS];
     struct predicted_model *by_name; /* uthash */
-    uint32_t n;
-    uint32_t before, last; /* the last two requests' models, or NOBODY */
+    uint32_t n, n_asked;             /* that are known; that were ever asked for */
+    uint32_t before, last;           /* the last two requests' models, or NOBODY */
     uint64_t last_us;
     uint64_t budget_bytes;
     double bytes_per_s;
@@ -91,32 +91,55 @@ struct predictor {
     struct follow follows, followed;
     struct pair pairs[PAIR_PLACES];
     double weight[_VIEW_MAX];
+    double skill; /* of the estimates: how much more than 1/n_asked they gave, in log; fading */
     double next[MAX_MODELS];   /* how likely the next request is for it */
     double wanted[MAX_MODELS]; /* the same, and a little of those after it */
     double chance[MAX_MODELS]; /* of being asked for within the window */
 
     bool proposed[MAX_MODELS]; /* since the last request */
+    bool target[MAX_MODELS];   /* what would best be there; chosen once after a request */
+    bool target_chosen;
 
     struct shadow shadow[_SHADOW_MAX];
     enum predictor_mode mode;
     struct trial trial;
     uint64_t n_requests;
-
-    struct event history[PREDICTOR_MAX_HISTORY]; /* a ring */
-    uint32_t history_first, history_n;
 };
 
-/* Whether a model with this chance is proposed. */
-#define CHANCE_WORTH_LOADING 0.5
+/* A model is predicted from this chance on, and belongs to a set to fill memory with from this one.
+ */
+#define CHANCE_WORTH_LOADING 0.35
 #define CHANCE_WORTH_FILLING 0.02
-#define WORTH_OF_NEWCOMERS   0.8
+/* What a newcomer counts against what it would displace, and a set against another. */
+#define WORTH_OF_NEWCOMERS 0.8
+#define WORTH_OF_TARGET    0.95
 
-/* The likeliest of those that are worth loading; NOBODY: none. */
-uint32_t candidate(const struct predictor *p, bool fill, const bool *there, const bool *proposed);
+/* The best set is looked for around so many of the most wanted per byte. */
+#define TARGET_TRIES 16u
+/* More than any model is wanted: members of the target stay, whatever the others are wanted. */
+#define TARGET_BONUS 16.0
 
-/* predictor_shadow.c: lets the shadows live through a request, before and after it is learned. */
+/* The set of models that would best be in memory, where it is clearly better than those there. */
+void target_choose(const struct predictor *p, const bool *there, bool *ret_target);
+/* The likeliest of those that are worth loading (`target`: members of it, too); NOBODY: none. */
+uint32_t candidate(const struct predictor *p, const bool *target, const bool *there,
+                   const bool *proposed);
+
+/* How wanted a model is, as a resident and as a newcomer that nobody asked for. What is in the
+ * target displaces what is not, and is displaced by nothing but requests. */
+static inline double wanted_with(const struct predictor *p, const bool *target, uint32_t m)
+{
+    return p->wanted[m] + (target && target[m] ? TARGET_BONUS : 0);
+}
+
+static inline double worth_with(const struct predictor *p, const bool *target, uint32_t m)
+{
+    return target && target[m] ? TARGET_BONUS : p->wanted[m] * WORTH_OF_NEWCOMERS;
+}
+
+/* predictor_shadow.c: lets the shadows live through a request that has been learned. */
 void shadows_request(struct predictor *p, uint32_t model, uint64_t now_us);
-/* Chooses the mode. `waited_s`: what this request really waited for. */
+/* Chooses the mode, from them and from what really happened. */
 void mode_choose(struct predictor *p, uint32_t model, bool ready);
 /* Forgets a model whose number is given to another. */
 void shadows_forget(struct predictor *p, uint32_t model);

@@ -4,22 +4,35 @@
 
 #include "lib/cleanup.h"
 
-/* How much of a shadow's cost is left when the next request comes. */
-#define KEEP_COST (1.0 - 1.0 / 200)
+/* How much of what was counted is left when the next request comes. */
+#define KEEP_COST (1.0 - 1.0 / 400)
+#define KEEP_MEAN 0.98
 
 /* Its own ways must be cheaper than LRU by this factor before they are tried, and may be dearer by
  * nothing while they go on. */
 #define BETTER_TO_BEGIN 0.95
 #define BETTER_TO_STAY  1.0
 
-#define BETTER_TO_FILL 0.9
-#define PATTERN        0.7
+/* Filling memory with the likeliest set is for habits without an order: predictions alone save less
+ * than this there, the estimates are better than chance by so much (in log), and the set saves
+ * enough of the misses. */
+#define PREDICTIONS_SAVE  0.7
+#define SKILL_TO_FILL     0.05
+#define MISSES_WITH_FILLS 0.95
 
-/* A trial that really costs more than LRU would have by so many loads of mean length, has failed;
- * the next one comes after a pause that doubles with each failure. */
-#define TRIAL_LOSSES    3.0
-#define PAUSE_FIRST     32u
-#define PAUSE_DOUBLINGS 10u
+/* A trial has failed after so many misses in a row, or when it has cost more than LRU would have by
+ * so many loads of mean length, or when after so many requests it has not earned this much. The
+ * next one comes after a pause that doubles with each failure in a row; a trial that goes on for
+ * long ends the row. */
+#define TRIAL_MISSES       12u
+#define TRIAL_LOSSES       3.0
+#define TRIAL_REQUESTS     64u
+#define TRIAL_EARNS        0.97 /* of LRU's waiting */
+#define TRIAL_AS_DEAR      1.01 /* of it, with */
+#define TRIAL_EARNS_MISSES 0.85 /* of its misses */
+#define TRIAL_PROVEN       400u
+#define PAUSE_FIRST        32u
+#define PAUSE_DOUBLINGS    7u
 
 double load_seconds(const struct predictor *p, uint32_t model)
 {
@@ -27,9 +40,12 @@ double load_seconds(const struct predictor *p, uint32_t model)
 }
 
 /* Makes room in a shadow; false: the newcomer does not come. */
-static bool make_room(struct predictor *p, struct shadow *shadow, enum residency_order order,
-                      uint32_t model, double wanted, uint64_t now_us)
+static bool make_room(struct predictor *p, enum shadow_kind kind, uint32_t model, double wanted,
+                      uint64_t now_us)
 {
+    struct shadow *shadow = &p->shadow[kind];
+    const bool *target = kind == SHADOW_FILL ? shadow->target : NULL;
+    enum residency_order order = kind == SHADOW_LRU ? RESIDENCY_LRU : RESIDENCY_BY_ESTIMATE;
     struct resident residents[MAX_MODELS];
     uint32_t number[MAX_MODELS];
     size_t evict[MAX_MODELS], n = 0, n_evict;
@@ -43,7 +59,7 @@ static bool make_room(struct predictor *p, struct shadow *shadow, enum residency
         residents[n++] = (struct resident){
             .bytes = p->models[m].bytes,
             .last_used_us = shadow->used_us[m],
-            .wanted = p->wanted[m],
+            .wanted = wanted_with(p, target, m),
             .busy = shadow->ready_us[m] > now_us && wanted < RESIDENCY_ASKED_FOR,
         };
     }
@@ -69,7 +85,6 @@ static void shadow_request(struct predictor *p, enum shadow_kind kind, uint32_t 
                            uint64_t now_us)
 {
     struct shadow *shadow = &p->shadow[kind];
-    enum residency_order order = kind == SHADOW_LRU ? RESIDENCY_LRU : RESIDENCY_BY_ESTIMATE;
     double wait_s = 0;
 
     shadow->cost_s *= KEEP_COST;
@@ -79,24 +94,27 @@ static void shadow_request(struct predictor *p, enum shadow_kind kind, uint32_t 
     } else if (!shadow->there[model]) {
         drop_unfinished(p, shadow, now_us);
         wait_s = load_seconds(p, model);
-        make_room(p, shadow, order, model, RESIDENCY_ASKED_FOR, now_us);
+        make_room(p, kind, model, RESIDENCY_ASKED_FOR, now_us);
     }
     shadow->used_us[model] = now_us;
     shadow->cost_s += wait_s;
+    shadow->misses = shadow->misses * KEEP_COST + (wait_s > 0);
     shadow->io_free_us = now_us + (uint64_t)(wait_s * 1e6);
-    if (kind == SHADOW_LRU) /* what LRU waits for in this request */
-        p->trial.lru_s += wait_s;
+    shadow->wait_s = wait_s;
 }
 
 static void shadow_predict(struct predictor *p, enum shadow_kind kind, uint64_t now_us)
 {
     struct shadow *shadow = &p->shadow[kind];
+    const bool *target = kind == SHADOW_FILL ? shadow->target : NULL;
     bool proposed[MAX_MODELS] = {false};
     uint32_t m;
 
-    while ((m = candidate(p, kind == SHADOW_FILL, shadow->there, proposed)) != NOBODY) {
+    if (target)
+        target_choose(p, shadow->there, shadow->target);
+    while ((m = candidate(p, target, shadow->there, proposed)) != NOBODY) {
         proposed[m] = true;
-        if (!make_room(p, shadow, RESIDENCY_BY_ESTIMATE, m, predictor_worth(p, m), now_us))
+        if (!make_room(p, kind, m, worth_with(p, target, m), now_us))
             continue;
         shadow->io_free_us += (uint64_t)(load_seconds(p, m) * 1e6);
         shadow->ready_us[m] = shadow->io_free_us;
@@ -125,8 +143,9 @@ static enum predictor_mode best_mode(const struct predictor *p)
     double predict_s = p->shadow[SHADOW_PREDICT].cost_s, fill_s = p->shadow[SHADOW_FILL].cost_s;
     double enough = p->mode == PREDICTOR_LRU ? BETTER_TO_BEGIN : BETTER_TO_STAY;
 
-    if (predict_s > order_s * PATTERN && fill_s < MIN(order_s, predict_s) * BETTER_TO_FILL &&
-        fill_s <= lru_s * enough)
+    if (p->skill > SKILL_TO_FILL && predict_s > order_s * PREDICTIONS_SAVE &&
+        p->shadow[SHADOW_FILL].misses < p->shadow[SHADOW_ORDER].misses * MISSES_WITH_FILLS &&
+        fill_s <= lru_s)
         return PREDICTOR_FILLS;
     if (predict_s < order_s && predict_s <= lru_s * enough)
         return PREDICTOR_PREDICTS;
@@ -135,10 +154,46 @@ static enum predictor_mode best_mode(const struct predictor *p)
     return PREDICTOR_LRU;
 }
 
-static void trial_begin(struct predictor *p)
+/* Whether its ways have saved something against LRU: waiting, or at no more waiting many misses. */
+static bool trial_earns(const struct trial *trial)
 {
-    p->trial.real_s = p->trial.lru_s = 0;
-    p->trial.requests = 0;
+    return trial->real_s <= trial->lru_s * TRIAL_EARNS ||
+           (trial->real_s <= trial->lru_s * TRIAL_AS_DEAR &&
+            trial->real_misses <= trial->lru_misses * TRIAL_EARNS_MISSES);
+}
+
+/* Whether a trial has shown enough for now, and not that its ways are better than LRU. */
+static bool trial_failed(const struct trial *trial)
+{
+    return trial->misses >= TRIAL_MISSES ||
+           trial->real_s > trial->lru_s + TRIAL_LOSSES * trial->mean_s ||
+           (trial->requests >= TRIAL_REQUESTS && !trial_earns(trial));
+}
+
+/* Accounts for a request; true: the trial that went on is over for now. */
+static bool trial_go_on(struct predictor *p, uint32_t model, bool ready)
+{
+    struct trial *trial = &p->trial;
+    double load_s = load_seconds(p, model);
+
+    trial->mean_s =
+        trial->mean_s > 0 ? trial->mean_s * KEEP_MEAN + load_s * (1 - KEEP_MEAN) : load_s;
+    trial->real_s = trial->real_s * KEEP_COST + (ready ? 0 : load_s);
+    trial->lru_s = trial->lru_s * KEEP_COST + p->shadow[SHADOW_LRU].wait_s;
+    trial->real_misses = trial->real_misses * KEEP_COST + !ready;
+    trial->lru_misses = trial->lru_misses * KEEP_COST + (p->shadow[SHADOW_LRU].wait_s > 0);
+    trial->requests++;
+    trial->misses = ready ? 0 : trial->misses + 1;
+    if (p->mode == PREDICTOR_LRU)
+        return false;
+    if (trial_failed(trial)) {
+        trial->failures = MIN(trial->failures + 1, PAUSE_DOUBLINGS);
+        trial->pause = PAUSE_FIRST << (trial->failures - 1);
+        return true;
+    }
+    if (trial->requests >= TRIAL_PROVEN)
+        trial->failures = 0;
+    return false;
 }
 
 void mode_choose(struct predictor *p, uint32_t model, bool ready)
@@ -146,21 +201,18 @@ void mode_choose(struct predictor *p, uint32_t model, bool ready)
     struct trial *trial = &p->trial;
     enum predictor_mode best;
 
-    trial->mean_s = trial->mean_s * 0.98 + load_seconds(p, model) * 0.02;
-    trial->real_s += ready ? 0 : load_seconds(p, model);
-    trial->requests++;
+    if (trial_go_on(p, model, ready)) {
+        p->mode = PREDICTOR_LRU;
+        return;
+    }
     if (p->mode == PREDICTOR_LRU && trial->pause > 0) {
         trial->pause--;
         return;
     }
-    if (p->mode != PREDICTOR_LRU && trial->real_s > trial->lru_s + TRIAL_LOSSES * trial->mean_s) {
-        trial->failures = MIN(trial->failures + 1, PAUSE_DOUBLINGS);
-        trial->pause = PAUSE_FIRST << trial->failures;
-        p->mode = PREDICTOR_LRU;
-        return;
-    }
     best = best_mode(p);
-    if (p->mode == PREDICTOR_LRU && best != PREDICTOR_LRU)
-        trial_begin(p);
+    if (p->mode == PREDICTOR_LRU && best != PREDICTOR_LRU) {
+        trial->real_s = trial->lru_s = trial->real_misses = trial->lru_misses = 0;
+        trial->requests = trial->misses = 0;
+    }
     p->mode = best;
 }
