@@ -92,9 +92,8 @@ Test(residency, the_least_wanted_per_byte_go_first_and_of_equals_the_least_recen
 
 Test(residency, a_large_victim_spares_the_small_ones_named_before_it)
 {
-    struct resident residents[] = {{.bytes = 10, .wanted = 0.1},
-                                   {.bytes = 10, .wanted = 0.11},
-                                   {.bytes = 80, .wanted = 1.6}};
+    struct resident residents[] = {
+        {.bytes = 10, .wanted = 0.1}, {.bytes = 10, .wanted = 0.11}, {.bytes = 80, .wanted = 1.6}};
 
     cr_assert_eq(decide_wanted(residents, 3, 100, 80, RESIDENCY_ASKED_FOR), RESIDENCY_EVICT);
     cr_assert_eq(n_evict, 1);
