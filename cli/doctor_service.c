@@ -392,9 +392,17 @@ static void checked(struct doctor *d, struct child_result *result)
 
 void doctor_config(struct doctor *d)
 {
+    static const char *const service_env[] = {
+        "env", "-u",         "XDG_DATA_HOME",     "-u", "XDG_STATE_HOME", "-u", "XDG_CONFIG_HOME",
+        "-u",  "HEARTH_CPU", "HOME=" SYSTEM_STATE};
     char path[DOCTOR_PATH_BYTES], cmdline[64];
-    const char *argv[MAX_FLAGS + 4] = {find_hearthd(d, path), "--check"};
-    int argc = 2;
+    const char *argv[MAX_FLAGS + ELEMENTSOF(service_env) + 4];
+    int argc = 0;
+    /* The unit's environment is not this shell's. */
+    for (size_t i = 0; i < ELEMENTSOF(service_env) && doctor_is_system(d); i++)
+        argv[argc++] = service_env[i];
+    argv[argc++] = find_hearthd(d, path);
+    argv[argc++] = "--check";
     size_t len = 0;
     struct child_result *result = malloc(sizeof(*result));
     snprintf(cmdline, sizeof(cmdline), "/proc/%s/cmdline", d->subject);
