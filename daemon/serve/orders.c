@@ -1,6 +1,67 @@
 /* Orders about models that are carried out at once: `set`, and the rights that it and `unload`
  * need. */
+#include <stdlib.h>
+#include <string.h>
+
 #include "daemon/serve/standing.h"
+#include "lib/cleanup.h"
+
+/* Longest order that waits for a look: a name, values and an identity. */
+#define ORDER_MAX_BYTES 4096u
+
+static bool may_wait(const struct service *service, const struct wire_header *header,
+                     const struct request_options *options)
+{
+    return (header->type == WIRE_WARM || header->type == WIRE_HOLD || header->type == WIRE_SET) &&
+           header->body_len <= ORDER_MAX_BYTES && options->model[0] && !service->draining;
+}
+
+bool order_waits(struct service *service, struct peer *peer, const struct wire_header *header,
+                 const uint8_t *body, const struct request_options *options)
+{
+    struct request *request;
+    struct refusal refusal;
+
+    if (!may_wait(service, header, options) || registry_find(service->registry, options->model) ||
+        !registry_rescan(service->registry, false))
+        return false;
+    if (admission_enter(service->admission, peer->account, &refusal) < 0) {
+        service_refuse(service, peer, header->id, &refusal);
+        return true;
+    }
+    request = service_add_request(service, peer, header->id, REQUEST_ORDER);
+    if (!request) {
+        admission_leave(service->admission, peer->account);
+        return false;
+    }
+    request->order = header->type;
+    request->text = malloc(header->body_len);
+    request->text_bytes = header->body_len;
+    request->wanted_name = strdup(options->model);
+    if (!request->text || !request->wanted_name) {
+        service_remove_request(service, request);
+        return false;
+    }
+    memcpy(request->text, body, header->body_len);
+    service_wait_for(service, request, NULL);
+    return true;
+}
+
+void order_again(struct service *service, struct request *request)
+{
+    _cleanup_free_ char *body = TAKE_PTR(request->text);
+    size_t len = request->text_bytes;
+    struct peer *peer = request->peer;
+    uint64_t id = request->key.id;
+    uint16_t type = request->order;
+    struct request_options options;
+    struct refusal refusal;
+
+    service_remove_request(service, request);
+    if (admission_parse(type, (const uint8_t *)body, len, &options, &refusal) < 0)
+        return; /* it was read before */
+    service_dispatch(service, peer, type, id, &options);
+}
 
 bool order_may_unload(struct service *service, struct peer *peer, uint64_t id,
                       const struct request_options *options, const struct model_entry *entry,

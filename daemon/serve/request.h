@@ -31,7 +31,14 @@ enum request_kind {
     REQUEST_HOLD,
     REQUEST_RELOAD,
     REQUEST_SUBSCRIBE,
+    REQUEST_ORDER, /* about a model that a look through the directories may bring */
 };
+
+/* Whether it is one about models, not one for a model's work. */
+static inline bool request_is_order(enum request_kind kind)
+{
+    return kind >= REQUEST_WARM;
+}
 
 enum request_stage {
     STAGE_NEW,        /* in no list, with no thread */
@@ -75,6 +82,7 @@ struct request {
     uint64_t look;          /* reload: the number of the one it waits for */
     void *reader;           /* of a subscription: the place it has among the readers */
     bool values;            /* a subscription to values, not to events */
+    uint16_t order;         /* the frame's type; its body is the text */
     size_t input_bytes;     /* counted against limits.input_bytes until the engine has the ids */
 
     /* Set before the request is lent, then read by both. */

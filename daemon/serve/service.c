@@ -386,7 +386,7 @@ static void end_waiting(struct service *service, struct request *request)
 static void refuse_waiting(struct service *service, struct request *request, enum wire_code code,
                            const char *sentence)
 {
-    if (request->kind == REQUEST_WARM) {
+    if (request_is_order(request->kind)) {
         reply_error(request->peer, request->key.id, code, "%s", sentence);
         service_remove_request(service, request);
         return;
@@ -455,6 +455,10 @@ static void retry_unknown(struct service *service)
     while ((request = service->unknown.head)) {
         /* Nobody's file has come meanwhile: their names are given, not looked for. */
         struct model_entry *entry = registry_find(service->registry, request->wanted_name);
+        if (request->kind == REQUEST_ORDER) {
+            order_again(service, request);
+            continue;
+        }
         if (!entry || entry->file) {
             no_such_model(service, request, request->wanted_name);
             continue;
@@ -711,7 +715,7 @@ static void cancel(struct service *service, struct request *request)
     request->cancelled = true;
     if (request->stage == STAGE_ENGINE) {
         runner_cancel(service->runner, request, CODE_CANCELLED);
-    } else if (request->stage == STAGE_LOADING && request->kind != REQUEST_WARM) {
+    } else if (request->stage == STAGE_LOADING && !request_is_order(request->kind)) {
         request->reason = END_CANCELLED;
         end_waiting(service, request);
     } else if (request->stage == STAGE_LOADING || request->stage == STAGE_STANDING) {
@@ -806,8 +810,8 @@ static bool loads(uint16_t type)
     return type == WIRE_WARM || type == WIRE_SET || type == WIRE_HOLD || type == WIRE_RELOAD;
 }
 
-static void dispatch(struct service *service, struct peer *peer, uint16_t type, uint64_t id,
-                     const struct request_options *options)
+void service_dispatch(struct service *service, struct peer *peer, uint16_t type, uint64_t id,
+                      const struct request_options *options)
 {
     struct refusal refusal;
     uint32_t uid;
@@ -899,8 +903,8 @@ int service_frame(struct service *service, struct peer *peer, const struct wire_
         return malformed(ret_refusal, "an option's length runs past its frame");
     if (r < 0)
         reply_refusal(peer, header->id, ret_refusal);
-    else
-        dispatch(service, peer, header->type, header->id, &options);
+    else if (!order_waits(service, peer, header, body, &options))
+        service_dispatch(service, peer, header->type, header->id, &options);
     return 0;
 }
 

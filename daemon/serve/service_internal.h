@@ -98,7 +98,17 @@ void question_progress(struct request *request, const struct model_entry *entry)
 struct model_entry *question_named_model(struct service *service, struct peer *peer, uint64_t id,
                                          const struct request_options *options, uint32_t *ret_uid);
 
+/* Carries a request out, or refuses it. */
+void service_dispatch(struct service *service, struct peer *peer, uint16_t type, uint64_t id,
+                      const struct request_options *options);
+
 /* Orders about models (orders.c). */
+/* Whether the order has to wait for a look through the directories, for it names a model that is not
+ * known; then it has been taken, and order_again() carries it out. */
+bool order_waits(struct service *service, struct peer *peer, const struct wire_header *header,
+                 const uint8_t *body, const struct request_options *options);
+/* The look is over. The request is gone afterwards. */
+void order_again(struct service *service, struct request *request);
 void order_set(struct service *service, struct peer *peer, uint64_t id,
                const struct request_options *options);
 /* Whether the user may have it unloaded; if not, a refusal is sent. */

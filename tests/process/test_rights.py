@@ -301,3 +301,27 @@ def a_reload_sees_what_was_there_before_it(t):
         ids = [c.request("RELOAD") for _ in range(50)]
         for request in ids:
             expect(outcome(c.replies(request)) == "done", "each is answered")
+
+
+@test
+def a_model_that_is_new_is_found_by_who_names_it(t):
+    d = t.daemon()
+    orders = (("WARM", ("WAIT", 1)), ("HOLD",), ("SET", ("PRELOAD", 1)), ("COMPLETE", ("PROMPT", "x"),
+              ("MAX_TOKENS", 1)))
+    with d.client() as c:
+        for i, (kind, *options) in enumerate(orders):
+            time.sleep(1.05)  # a look a second is what unknown names get
+            name = f"new{i}"
+            t.run("make-model", "--out", d.models_dir / f"{name}.gguf", "--dim", "64", "--layers", "1",
+                  "--vocab", "300")
+            request = c.request(kind, ("MODEL", name), *options)
+            first = c.receive()
+            expect(first.id == request and first.type != "ERROR", f"{kind}: {first}")
+            if first.type != "DONE":
+                c.request("CANCEL", request_id=request)
+                c.replies(request)
+        time.sleep(1.05)
+        # An unknown one is refused by all of them at once, and one that is cancelled ends.
+        ids = [c.request(kind, ("MODEL", "none-such"), *options) for kind, *options in orders]
+        for request in ids:
+            expect(outcome(c.replies(request)) == "no-such-model", "it is not there")
