@@ -266,12 +266,13 @@ void events_evicted(struct events *events, const struct eviction *eviction)
 {
     char *line = NULL;
     size_t len;
-    FILE *out = begin(events, "evicted", &line, &len);
+    FILE *out = eviction->victim->file ? NULL : begin(events, "evicted", &line, &len);
 
     if (!out)
         return;
     put_text(out, "model", eviction->victim->name);
-    put_text(out, "for", eviction->newcomer->name);
+    /* A user's own file is nobody else's news. */
+    put_text(out, "for", eviction->newcomer->file ? "file" : eviction->newcomer->name);
     put_text(out, "why", eviction->why);
     put_number(out, "bytes", eviction->bytes);
     put_number(out, "reload_us", eviction->reload_us);
