@@ -50,6 +50,8 @@ struct connection {
     uint8_t *partial; /* an incomplete magic, header or frame */
     size_t partial_len, partial_need;
     size_t held_bytes;          /* of it, counted as input */
+    uint8_t *backlog;           /* input that was read and is not taken while replies wait unread */
+    size_t backlog_len;         /* counted as input */
     uint64_t skip_bytes;        /* of a frame there was no room for */
     enum passed passed;         /* what came along and waits for its frame */
     int passed_fd;              /* PASSED_FILE: the descriptor; else -1 */
@@ -150,6 +152,17 @@ static void passed_drop(struct connection *c)
     c->passed = PASSED_NONE;
 }
 
+static void backlog_drop(struct connection *c)
+{
+    if (!c->backlog)
+        return;
+    free(c->backlog);
+    c->backlog = NULL;
+    admission_release_input(service_admission(c->owner->options.service), c->peer.account,
+                            c->backlog_len);
+    c->backlog_len = 0;
+}
+
 /* Ends a connection; its slot is given back at the end of the wake-up. */
 static void connection_close(struct connection *c)
 {
@@ -162,6 +175,7 @@ static void connection_close(struct connection *c)
     service_peer_gone(connections->options.service, &c->peer);
     passed_drop(c);
     partial_drop(c);
+    backlog_drop(c);
     admission_disconnect(service_admission(connections->options.service), c->peer.account);
     wire_buffer_done(&c->peer.out);
     if (c->previous)
@@ -251,8 +265,10 @@ static void settle(struct connection *c)
     }
     if (unsent < out_bound(c)) {
         c->output_deadline_us = c->phase == PHASE_CLOSING ? c->output_deadline_us : 0;
+        /* What was read already comes first, a bound of output at a time: writable or not, the
+         * next wake-up sees it. */
         if (c->phase != PHASE_CLOSING)
-            events |= EPOLLIN;
+            events |= c->backlog ? EPOLLOUT : EPOLLIN;
         if (c->peer.congested && unsent < out_bound(c) / 2)
             service_peer_drained(connections->options.service, &c->peer);
     } else if (!c->output_deadline_us) {
@@ -332,6 +348,7 @@ static void connection_end(struct connection *c)
     c->phase = PHASE_CLOSING;
     passed_drop(c);
     partial_drop(c);
+    backlog_drop(c);
     c->output_deadline_us = now_us(c->owner) + CLOSE_US;
     c->owner->n_deadlines++;
     metrics_add(c->owner->options.metrics, M_CONNECTIONS_BROKEN, 1);
@@ -467,13 +484,20 @@ static size_t check_header(struct connection *c, const uint8_t *bytes,
     return 0;
 }
 
-/* Takes whole units (the magic, frames) from the bytes; the number of bytes used. *ret_need: bytes
- * of the unit that is incomplete. */
+/* Its replies wait unread, up to their bound: it is not listened to. */
+static bool is_full(const struct connection *c)
+{
+    return peer_unsent(&c->peer) >= out_bound(c);
+}
+
+/* Takes whole units (the magic, frames) from the bytes, while there is room for replies; the number
+ * of bytes used. *ret_need: bytes of the unit that is incomplete; 0: there was no room. */
 static size_t take_units(struct connection *c, const uint8_t *bytes, size_t len, size_t *ret_need)
 {
     size_t used = 0;
 
-    while (c->phase != PHASE_CLOSING && !c->closed) {
+    *ret_need = 0;
+    while (c->phase != PHASE_CLOSING && !c->closed && !is_full(c)) {
         struct wire_header header;
         size_t left = len - used, need = WIRE_HEADER_BYTES;
         if (c->phase == PHASE_MAGIC) {
@@ -548,10 +572,52 @@ static void keep_partial(struct connection *c, const uint8_t *bytes, size_t len,
     c->held_bytes = need > WIRE_HEADER_BYTES ? need : 0;
 }
 
+/* A frame that has begun must end in time, however slowly its bytes drip. */
+static void set_input_deadline(struct connection *c)
+{
+    if (c->phase != PHASE_OPEN)
+        return;
+    if (!c->partial && c->skip_bytes == 0) {
+        c->input_deadline_us = 0;
+    } else if (!c->input_deadline_us) {
+        c->input_deadline_us = now_us(c->owner) + FRAME_US;
+        c->owner->n_deadlines++;
+    }
+}
+
+/* Keeps what was read and cannot be taken now, behind what is kept already. */
+static void keep_backlog(struct connection *c, const uint8_t *bytes, size_t len)
+{
+    struct refusal refusal;
+    uint8_t *backlog;
+
+    if (!admission_hold_input(service_admission(c->owner->options.service), c->peer.account, len)) {
+        refusal_set(&refusal, CODE_BUSY, NULL,
+                    "requests keep coming while their replies are not read, and there is no room "
+                    "to keep them (limits.input_bytes, input_bytes_per_uid)");
+        refusal.retry_after_us = CONNECTIONS_TICK_US;
+        connection_refuse(c, 0, &refusal);
+        return;
+    }
+    backlog = realloc(c->backlog, c->backlog_len + len);
+    if (!backlog) {
+        admission_release_input(service_admission(c->owner->options.service), c->peer.account, len);
+        connection_close(c);
+        return;
+    }
+    memcpy(backlog + c->backlog_len, bytes, len);
+    c->backlog = backlog;
+    c->backlog_len += len;
+}
+
 static void take_bytes(struct connection *c, const uint8_t *bytes, size_t len)
 {
-    size_t used, need = 0;
+    size_t used, need;
 
+    if (c->backlog || is_full(c)) {
+        keep_backlog(c, bytes, len);
+        return;
+    }
     if (c->skip_bytes > 0) {
         size_t skip = MIN(c->skip_bytes, len);
         c->skip_bytes -= skip;
@@ -563,8 +629,26 @@ static void take_bytes(struct connection *c, const uint8_t *bytes, size_t len)
     used = take_units(c, bytes, len, &need);
     if (c->closed || c->phase == PHASE_CLOSING)
         return;
-    if (used < len)
+    if (used < len && need == 0)
+        keep_backlog(c, bytes + used, len - used);
+    else if (used < len)
         keep_partial(c, bytes + used, len - used, need);
+}
+
+/* There is room for replies again. */
+static void take_backlog(struct connection *c)
+{
+    uint8_t *bytes = TAKE_PTR(c->backlog);
+    size_t len = c->backlog_len;
+
+    c->backlog_len = 0;
+    admission_release_input(service_admission(c->owner->options.service), c->peer.account, len);
+    take_bytes(c, bytes, len);
+    free(bytes);
+    if (c->closed)
+        return;
+    set_input_deadline(c);
+    wants_flush(&c->peer); /* what is asked of epoll may be something else now */
 }
 
 /* The incomplete unit is complete, or its header now says how long it will be. */
@@ -594,19 +678,6 @@ static void feed(struct connection *c, const uint8_t *bytes, size_t len)
     }
     if (len > 0 && !c->closed && c->phase != PHASE_CLOSING)
         take_bytes(c, bytes, len);
-}
-
-/* A frame that has begun must end in time, however slowly its bytes drip. */
-static void set_input_deadline(struct connection *c)
-{
-    if (c->phase != PHASE_OPEN)
-        return;
-    if (!c->partial && c->skip_bytes == 0) {
-        c->input_deadline_us = 0;
-    } else if (!c->input_deadline_us) {
-        c->input_deadline_us = now_us(c->owner) + FRAME_US;
-        c->owner->n_deadlines++;
-    }
 }
 
 /* Takes the descriptor that came along: false when there were several. Room is given for one, and
@@ -694,7 +765,11 @@ void connections_event(struct connections *connections, void *slot, uint32_t eve
         connection_close(c);
     else if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
         connection_read(c);
-    if (!c->closed && (events & EPOLLOUT))
+    if (c->closed || !(events & EPOLLOUT))
+        return;
+    if (c->backlog && !is_full(c))
+        take_backlog(c);
+    else
         wants_flush(&c->peer);
 }
 
@@ -858,7 +933,7 @@ void connections_close_idle(struct connections *connections)
 
     for (c = connections->live; c; c = next) {
         next = c->next;
-        if (c->peer.n_requests == 0 && peer_unsent(&c->peer) == 0)
+        if (c->peer.n_requests == 0 && peer_unsent(&c->peer) == 0 && !c->backlog)
             connection_close(c);
     }
 }

@@ -1,0 +1,89 @@
+"""What one user can hold of the daemon, whatever he sends and does not read."""
+import re
+import threading
+
+from lib.harness import BUILD, Skip, expect, test, wait_for
+from lib.models import ready_daemon
+from lib.wire import Closed, frame
+
+
+def need_plain_build():
+    symbols = (BUILD / "lib" / "libhearth.a").read_bytes()
+    if any(word in symbols for word in (b"__asan", b"__tsan", b"__gcov")):
+        raise Skip("the build is instrumented, and has memory of its own")
+
+
+def anonymous_bytes(d):
+    with open(f"/proc/{d.pid}/status", encoding="ascii") as file:
+        return int(re.search(r"RssAnon:\s+(\d+) kB", file.read())[1]) * 1024
+
+
+def send_unread(c, data):
+    """As much of it as is taken within a moment, by a client that reads nothing."""
+    c.sock.settimeout(0.5)
+    sent = 0
+    try:
+        while sent < len(data):
+            sent += c.sock.send(data[sent:sent + 65536])
+    except (TimeoutError, ConnectionError):
+        pass
+    return sent
+
+
+@test
+def small_requests_for_large_replies_are_taken_no_faster_than_they_are_read(t):
+    need_plain_build()
+    d = ready_daemon(t)
+    d.metric("streams")
+    before = anonymous_bytes(d)
+    c = d.client()
+    sent = send_unread(c, b"".join(frame("METRICS", i) for i in range(1, 60000)))
+    grown = anonymous_bytes(d) - before
+    expect(sent < 60000 * 16, "everything was taken though nothing was read")
+    expect(grown < 4 << 20, f"{grown >> 10} KiB for replies that nobody reads")
+    d.alive()
+    c.close()
+
+
+@test
+def every_reply_comes_to_a_slow_reader_in_order(t):
+    d = ready_daemon(t)
+    n = 20000
+    with d.client() as c:
+        sender = threading.Thread(
+            target=c.send, args=(b"".join(frame("STATUS" if i % 2 else "NULL", i)
+                                          for i in range(1, n + 1)),))
+        sender.start()
+        for i in range(1, n + 1):
+            last = c.replies(i)[-1]
+            expect(last.type == "DONE" and not c.waiting, f"{i}: {last}, then {c.waiting}")
+        sender.join()
+        expect(c.ask("NULL")[-1].type == "DONE", "the connection is of no use any more")
+
+
+@test
+def input_that_waits_behind_unread_replies_counts_in_the_users_bound(t):
+    d = ready_daemon(t, config="limits: {frame: 64KiB, input_bytes: 256KiB, input_bytes_per_uid: 128KiB}\n")
+    clients = [d.client() for _ in range(8)]
+    data = b"".join(frame("METRICS", i) for i in range(1, 30000))
+    for c in clients:
+        send_unread(c, data)
+    refused = 0
+    for c in clients:
+        c.sock.settimeout(5)
+        try:
+            while (f := c.receive()).type != "ERROR":
+                pass
+            expect(f.get("CODE") == "busy" and "input_bytes" in f.get("SENTENCE"), f"{f}")
+            refused += 1
+        except (Closed, TimeoutError):
+            pass
+        c.close()
+        if refused:
+            break
+    expect(refused > 0, "nobody was refused")
+    for c in clients:
+        c.close()
+    d.expect_log(".*is closed: requests keep coming.*")
+    wait_for(lambda: d.metric("connections") <= 1, "the connections to go")
+    d.alive()
