@@ -243,6 +243,7 @@ void service_end(struct service *service, struct request *request)
         metrics_set(service->options.metrics, M_ANSWERS_KEPT, --service->n_kept);
     else if (request->kind == REQUEST_EMBED)
         reply_vector(request);
+    release_input(service, request);
     if (turns_keep(service, request))
         return;
     if (request->reason == END_ERROR && request->code == CODE_BUSY && request->sentence)
@@ -296,10 +297,27 @@ static bool check_ids(const struct service *service, struct request *request)
     return request->reason != END_ERROR;
 }
 
+/* A prompt counts as input until its first text or its end: while it waits in the engine's queue it
+ * is still held for its client. As ids it may be larger than the text was. */
+static void hold_ids(struct service *service, struct request *request)
+{
+    size_t bytes = request->n_ids * sizeof(*request->ids), more;
+
+    if (bytes <= request->input_bytes)
+        return;
+    more = bytes - request->input_bytes;
+    if (admission_hold_input(service->admission, request->account, more))
+        request->input_bytes += more;
+    else
+        request_fail(request, CODE_BUSY,
+                     "too much input waits already (limits.input_bytes, input_bytes_per_uid); try "
+                     "again shortly");
+}
+
 /* The ids are there, or a failure: on to the engine thread, or back to the client. */
 static void have_ids(struct service *service, struct request *request)
 {
-    release_input(service, request);
+    hold_ids(service, request);
     if (request->cancelled && request->reason != END_ERROR)
         request->reason = END_CANCELLED;
     if (request->reason == END_ERROR || request->reason == END_CANCELLED || !request->peer ||
@@ -348,9 +366,10 @@ static void start(struct service *service, struct request *request)
     request->stage = STAGE_TOKENIZING;
     if (request->has_fingerprint && request->fingerprint != request->model->fingerprint) {
         request->option = wire_tag_name(TAG_FINGERPRINT);
-        request_fail(request, CODE_BAD_REQUEST,
-                     "fingerprint: the model or the daemon has changed since, and what was streamed "
-                     "before cannot be continued");
+        request_fail(
+            request, CODE_BAD_REQUEST,
+            "fingerprint: the model or the daemon has changed since, and what was streamed "
+            "before cannot be continued");
         have_ids(service, request);
     } else if (!request->text) {
         have_ids(service, request);
@@ -917,10 +936,11 @@ bool service_text(struct service *service, struct request *request, const char *
     bool room = true;
 
     metrics_add(metrics, M_STREAM_BYTES, len);
+    release_input(service, request);
     if (peer) {
-        bool own = reply_tokens(
-            request, text, len, service->options.kernels->name,
-            request->model ? request->model->fingerprint : request->fingerprint);
+        bool own =
+            reply_tokens(request, text, len, service->options.kernels->name,
+                         request->model ? request->model->fingerprint : request->fingerprint);
         metrics_add(metrics, M_FRAMES, own);
         room = peer_unsent(peer) < service->options.config->limits.stream_buffer;
         peer->congested |= !room;

@@ -62,6 +62,28 @@ def every_reply_comes_to_a_slow_reader_in_order(t):
 
 
 @test
+def prompts_count_in_their_users_bound_until_their_first_text(t):
+    d = ready_daemon(t, config="batching: {max_batch: 1}\n"
+                               "limits: {frame: 64KiB, input_bytes: 256KiB, "
+                               "input_bytes_per_uid: 128KiB}\n")
+    with d.client() as c, d.client() as other:
+        first = c.request("COMPLETE", ("MODEL", "made"), ("PROMPT", "a"), ("IGNORE_EOS", 1),
+                          ("MAX_TOKENS", 8000))
+        c.receive()
+        long = (("MODEL", "made"), ("IDS", b"\5\0\0\0" * 7000), ("MAX_TOKENS", 1))
+        waiting = [other.request("COMPLETE", *long) for _ in range(10)]
+        codes = [None] * len(waiting)
+        for i in range(6):  # 28,000 bytes each: four fit
+            f = other.receive()
+            codes[waiting.index(f.id)] = f.get("CODE")
+        expect(codes == [None] * 4 + ["busy"] * 6, f"{codes}")
+        c.request("CANCEL", request_id=first)
+        for request in waiting[:4]:
+            expect(other.replies(request)[-1].type == "DONE", "one that was let in")
+        expect(other.ask("COMPLETE", *long)[-1].type == "DONE", "the room did not come free")
+
+
+@test
 def input_that_waits_behind_unread_replies_counts_in_the_users_bound(t):
     d = ready_daemon(t, config="limits: {frame: 64KiB, input_bytes: 256KiB, input_bytes_per_uid: 128KiB}\n")
     clients = [d.client() for _ in range(8)]
