@@ -323,46 +323,82 @@ static json_t *json_interval(const struct pairs *pairs)
     return json_pack("[f, f]", s.low, s.high);
 }
 
-static int report(const struct loading *loading, struct measured *m)
-{
-    uint32_t n = loading->n_pairs;
-    double raw_s = median_of(m->raw_s, n), cold_s = median_of(m->cold_s, n),
-           cached_raw_s = median_of(m->cached_raw_s, n), warm_s = median_of(m->warm_s, n),
-           peak = median_of(m->peak_bytes, n), final = median_of(m->final_bytes, n),
-           busy_s = median_of(m->busy_s, n), cold_cpu_s = median_of(m->cold_cpu_s, n),
-           warm_cpu_s = median_of(m->warm_cpu_s, n);
-    json_t *root;
-    int r = BENCH_DONE;
+struct medians {
+    double raw_s, cold_s, cold_cpu_s, cached_raw_s, warm_s, warm_cpu_s, peak, final, busy_s;
+};
 
-    printf("%-34s %.1f MiB\n", "file", (double)loading->file_bytes / 1048576);
-    printf("%-34s %.3f s (%.2f GB/s)\n", "raw read from the disk", raw_s,
-           (double)loading->file_bytes / raw_s / 1e9);
-    printf("%-34s %.3f s, %.2f s of CPU\n", "cold load", cold_s, cold_cpu_s);
+static struct medians medians(struct measured *m, uint32_t n)
+{
+    return (struct medians){.raw_s = median_of(m->raw_s, n),
+                            .cold_s = median_of(m->cold_s, n),
+                            .cold_cpu_s = median_of(m->cold_cpu_s, n),
+                            .cached_raw_s = median_of(m->cached_raw_s, n),
+                            .warm_s = median_of(m->warm_s, n),
+                            .warm_cpu_s = median_of(m->warm_cpu_s, n),
+                            .peak = median_of(m->peak_bytes, n),
+                            .final = median_of(m->final_bytes, n),
+                            .busy_s = median_of(m->busy_s, n)};
+}
+
+static void print_measured(const struct loading *loading, struct measured *m)
+{
+    struct medians all = medians(m, loading->n_pairs);
+    double bytes = (double)loading->file_bytes;
+
+    printf("%-34s %.1f MiB\n", "file", bytes / 1048576);
+    printf("%-34s %.3f s (%.2f GB/s)\n", "raw read from the disk", all.raw_s,
+           bytes / all.raw_s / 1e9);
+    printf("%-34s %.3f s, %.2f s of CPU\n", "cold load", all.cold_s, all.cold_cpu_s);
     print_ratio("cold load / raw read", &m->cold_to_raw);
-    printf("%-34s %.3f s (%.2f GB/s)\n", "raw read, cached", cached_raw_s,
-           (double)loading->file_bytes / cached_raw_s / 1e9);
-    printf("%-34s %.3f s, %.2f s of CPU\n", "warm load", warm_s, warm_cpu_s);
-    printf("%-34s peak %.1f MiB, then %.1f MiB\n", "memory of the load", peak / 1048576,
-           final / 1048576);
-    printf("%-34s p99 %.0f us, %.0f requests/s\n", "others alone", median_of(m->alone_p99_us, n),
-           median_of(m->alone_per_s, n));
-    printf("%-34s %.3f s, the file %s\n", "load beside others", busy_s,
+    printf("%-34s %.3f s (%.2f GB/s)\n", "raw read, cached", all.cached_raw_s,
+           bytes / all.cached_raw_s / 1e9);
+    printf("%-34s %.3f s, %.2f s of CPU\n", "warm load", all.warm_s, all.warm_cpu_s);
+    printf("%-34s peak %.1f MiB, then %.1f MiB\n", "memory of the load", all.peak / 1048576,
+           all.final / 1048576);
+    printf("%-34s p99 %.0f us, %.0f requests/s\n", "others alone",
+           median_of(m->alone_p99_us, loading->n_pairs),
+           median_of(m->alone_per_s, loading->n_pairs));
+    printf("%-34s %.3f s, the file %s\n", "load beside others", all.busy_s,
            loading->others_cached ? "cached" : "cold");
     print_ratio("others' p99, beside / alone", &m->p99);
     print_ratio("others' requests/s, beside / alone", &m->throughput);
     printf("%-34s %llu\n", "others' errors", (unsigned long long)m->errors);
+}
+
+/* A ratio's median and interval under two keys. */
+static void put_ratio(json_t *root, const char *key, const char *interval_key,
+                      const struct pairs *pairs)
+{
+    json_object_set_new(root, key, json_real(pairs_summary(pairs).median));
+    json_object_set_new(root, interval_key, json_interval(pairs));
+}
+
+static json_t *json_measured(const struct loading *loading, struct measured *m)
+{
+    struct medians all = medians(m, loading->n_pairs);
+    json_t *root =
+        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I}", "cold_s",
+                  all.cold_s, "cold_cpu_s", all.cold_cpu_s, "warm_s", all.warm_s, "warm_cpu_s",
+                  all.warm_cpu_s, "raw_read_s", all.raw_s, "cached_read_s", all.cached_raw_s,
+                  "busy_load_s", all.busy_s, "peak_bytes", (json_int_t)all.peak, "final_bytes",
+                  (json_int_t)all.final, "file_bytes", (json_int_t)loading->file_bytes, "pairs",
+                  (json_int_t)loading->n_pairs, "errors", (json_int_t)m->errors);
+
+    put_ratio(root, "others_p99_ratio", "others_p99_interval", &m->p99);
+    put_ratio(root, "others_throughput_ratio", "others_throughput_interval", &m->throughput);
+    put_ratio(root, "cold_to_raw_ratio", "cold_to_raw_interval", &m->cold_to_raw);
+    return root;
+}
+
+static int report(const struct loading *loading, struct measured *m)
+{
+    json_t *root;
+    int r = BENCH_DONE;
+
+    print_measured(loading, m);
     if (!loading->json_path)
         return BENCH_DONE;
-    root = json_pack(
-        "{s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:o, s:f, s:o, s:f, s:o, s:f, s:I, s:I}",
-        "cold_s", cold_s, "warm_s", warm_s, "raw_read_s", raw_s, "cached_read_s", cached_raw_s,
-        "peak_bytes", (json_int_t)peak, "final_bytes", (json_int_t) final, "file_bytes",
-        (json_int_t)loading->file_bytes, "others_p99_ratio", pairs_summary(&m->p99).median,
-        "others_p99_interval", json_interval(&m->p99), "others_throughput_ratio",
-        pairs_summary(&m->throughput).median, "others_throughput_interval",
-        json_interval(&m->throughput), "cold_to_raw_ratio", pairs_summary(&m->cold_to_raw).median,
-        "cold_to_raw_interval", json_interval(&m->cold_to_raw), "busy_load_s", busy_s, "pairs",
-        (json_int_t)n, "errors", (json_int_t)m->errors);
+    root = json_measured(loading, m);
     if (!root || json_dump_file(root, loading->json_path, JSON_INDENT(2)) < 0)
         r = bench_fail("cannot write %s", loading->json_path);
     json_decref(root);
