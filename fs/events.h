@@ -17,8 +17,8 @@
 /* Events kept, as many as the daemon keeps for a slow reader; a longer line counts as lost. */
 #define EVENTS_KEPT           1024u
 #define EVENTS_LINE_BYTES_MAX 4096u
-/* What a reader gets in place of events it has missed. */
-#define EVENTS_LOST_FORMAT "{\"event\":\"lost\",\"lost\":%" PRIu64 "}\n"
+/* What a reader gets in place of events it has missed, worded as the daemon words it. */
+#define EVENTS_LOST_FORMAT "{\"event\":\"lost\",\"count\":%" PRIu64 "}\n"
 
 struct events;
 

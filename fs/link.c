@@ -146,15 +146,14 @@ static int ask_part(struct link *link, enum mirror_part part)
     }
 }
 
-static int ask_parts(struct link *link, uint32_t parts)
+static int ask_parts(struct link *link)
 {
     int r = 0;
 
-    mirror_asked(link->mirror, parts, link->now_us);
+    mirror_asked(link->mirror, link->now_us);
     link_look_begin(link);
     for (int part = 0; part < _MIRROR_PART_MAX && r == 0; part++)
-        if (parts & MIRROR_BIT(part))
-            r = ask_part(link, part);
+        r = ask_part(link, part);
     link_look_end(link);
     return r;
 }
@@ -172,8 +171,7 @@ static void ask(struct link *link, enum mirror_action action)
     switch (action) {
     case MIRROR_FEED: r = feed_values(link); break;
     case MIRROR_PING: r = ping(link); break;
-    case MIRROR_ASK: r = ask_parts(link, MIRROR_ALL_PARTS); break;
-    case MIRROR_ASK_MODELS: r = ask_parts(link, MIRROR_BIT(MIRROR_MODELS)); break;
+    case MIRROR_ASK: r = ask_parts(link); break;
     default: break;
     }
     if (r == -ESHUTDOWN) {

@@ -135,7 +135,7 @@ enum mirror_action mirror_next(const struct mirror *mirror, uint64_t since_us)
     case FEED_ASKED: return MIRROR_ASK;
     case FEED_PUSHED: break;
     }
-    return mirror->expired_us > mirror->copy_us ? MIRROR_ASK_MODELS : MIRROR_PING;
+    return mirror->expired_us > mirror->copy_us ? MIRROR_ASK : MIRROR_PING;
 }
 
 static uint64_t watch_us(const struct mirror *mirror)
@@ -165,10 +165,16 @@ uint64_t mirror_due_us(const struct mirror *mirror, bool watching, uint64_t now_
 
 void mirror_expire(struct mirror *mirror, uint64_t now_us)
 {
-    mirror->expired_us = now_us;
+    /* A push that came in the same moment may have been before it. */
+    mirror->expired_us = now_us + 1;
 }
 
 /* ---- reading ---- */
+
+bool mirror_is_connected(const struct mirror *mirror)
+{
+    return mirror->phase == CONNECTED;
+}
 
 uint64_t mirror_held_us(const struct mirror *mirror)
 {
@@ -326,7 +332,7 @@ static void take_end(struct mirror *mirror, enum mirror_part part, bool good)
             models_done(&mirror->incoming);
         }
     }
-    mirror->missing &= ~MIRROR_BIT(part);
+    mirror->missing &= ~(1u << part);
     if (!mirror->missing)
         copy_holds(mirror, mirror->asked_us);
     mirror->changes++;
@@ -336,7 +342,7 @@ void mirror_take(struct mirror *mirror, enum mirror_part part, const struct hear
                  uint64_t now_us)
 {
     assert(part < _MIRROR_PART_MAX);
-    if (mirror->phase != CONNECTED || !(mirror->missing & MIRROR_BIT(part)) || reply->lost)
+    if (mirror->phase != CONNECTED || !(mirror->missing & (1u << part)) || reply->lost)
         return;
     mirror_heard(mirror, now_us);
     switch (reply->kind) {
@@ -505,10 +511,10 @@ void mirror_connected(struct mirror *mirror, uint64_t now_us)
     mirror_heard(mirror, now_us);
 }
 
-void mirror_asked(struct mirror *mirror, uint32_t parts, uint64_t now_us)
+void mirror_asked(struct mirror *mirror, uint64_t now_us)
 {
     assert(mirror->phase == CONNECTED && !mirror->missing);
-    mirror->missing = parts;
+    mirror->missing = (1u << _MIRROR_PART_MAX) - 1u;
     mirror->asked_us = now_us;
 }
 

@@ -9,9 +9,8 @@
  *
  * The daemon is asked once to push its values, and does when they change: then the copy holds as
  * long as it is known to live, which a push or the answer to a ping shows. What an order has
- * changed may not have been pushed when the order is acknowledged, so the models are asked for
- * after one. A daemon that does not push (older than this, or on its way out) is asked for
- * everything.
+ * changed may not have been pushed when the order is acknowledged, so they are asked for
+ * after one; and each time where a daemon does not push (older than this, or on its way out).
  *
  * A question unanswered for MIRROR_PATIENCE_US by a daemon that has said nothing for
  * MIRROR_SILENCE_US makes it unresponsive; the first word from it ends that.
@@ -50,16 +49,12 @@ enum mirror_part {
     _MIRROR_PART_MAX,
 };
 
-#define MIRROR_BIT(part) (1u << (part))
-#define MIRROR_ALL_PARTS ((1u << _MIRROR_PART_MAX) - 1u)
-
 enum mirror_action {
     MIRROR_NOTHING,
     MIRROR_CONNECT,
     MIRROR_FEED, /* have the values pushed */
     MIRROR_PING,
-    MIRROR_ASK_MODELS,
-    MIRROR_ASK, /* all parts */
+    MIRROR_ASK, /* for all parts */
 };
 
 struct mirror_model {
@@ -91,8 +86,10 @@ uint64_t mirror_watch_since_us(const struct mirror *mirror, uint64_t now_us);
 /* When time alone changes mirror_answers() or mirror_next(), the latter only where somebody is
  * `watching`. UINT64_MAX: never. */
 uint64_t mirror_due_us(const struct mirror *mirror, bool watching, uint64_t now_us);
-/* What held before `now_us` answers nobody from now on (something has been changed). */
+/* What held at `now_us` or before answers nobody from now on (something has been changed). */
 void mirror_expire(struct mirror *mirror, uint64_t now_us);
+/* Whether there is a connection. */
+bool mirror_is_connected(const struct mirror *mirror);
 /* When the copy last held, as far as is known. */
 uint64_t mirror_held_us(const struct mirror *mirror);
 /* Grows whenever the copy may have changed. */
@@ -133,8 +130,8 @@ void mirror_push(struct mirror *mirror, const struct hearth_reply *reply, uint64
 void mirror_unfed(struct mirror *mirror, bool refused, uint64_t now_us);
 void mirror_pinged(struct mirror *mirror, uint64_t now_us);
 void mirror_ponged(struct mirror *mirror, uint64_t now_us);
-/* These parts have been asked for. */
-void mirror_asked(struct mirror *mirror, uint32_t parts, uint64_t now_us);
+/* All parts have been asked for. */
+void mirror_asked(struct mirror *mirror, uint64_t now_us);
 /* An answer to a part, or to anything else (mirror_heard). */
 void mirror_take(struct mirror *mirror, enum mirror_part part, const struct hearth_reply *reply,
                  uint64_t now_us);

@@ -11,18 +11,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "fs/fuse_ops.h"
+#include "fs/mountpoint.h"
 #include "lib/cleanup.h"
 
 #include <fuse_log.h>
 
-#define FUSE_DEVICE "/dev/fuse"
 #define FUSE_CONF   "/etc/fuse.conf"
 #define GROUP       "hearth"
-#define FD_MOUNT    "/dev/fd/"
 #define OPTIONS_MAX 1024u
 
 struct session {
@@ -49,47 +47,6 @@ static void on_fuse_log(enum fuse_log_level level, const char *format, va_list a
 
 /* ---- before the mount ---- */
 
-static bool is_fd_mount(const char *mount_point)
-{
-    return strncmp(mount_point, FD_MOUNT, strlen(FD_MOUNT)) == 0;
-}
-
-/* Says what is wrong with a mount point while it can still be said well. */
-static int check_mount_point(const char *path, struct fault *ret_fault)
-{
-    struct stat st;
-
-    if (is_fd_mount(path))
-        return 0;
-    if (stat(path, &st) < 0) {
-        if (errno == ENOTCONN)
-            return fault_set(ret_fault, -ENOTCONN,
-                             "%s still carries the mount of a hearthfs that has died; run "
-                             "`fusermount3 -u %s` (or `umount %s` as root) and start again",
-                             path, path, path);
-        if (errno == ENOENT)
-            return fault_set(ret_fault, -ENOENT, "%s does not exist; make it with `mkdir -p %s`",
-                             path, path);
-        return fault_set(ret_fault, -errno, "%s cannot be used as a mount point: %s", path,
-                         strerror(errno));
-    }
-    if (!S_ISDIR(st.st_mode))
-        return fault_set(ret_fault, -ENOTDIR, "%s is not a directory; a mount point has to be one",
-                         path);
-    if (access(FUSE_DEVICE, R_OK | W_OK) == 0)
-        return 0;
-    if (errno == EACCES)
-        return fault_set(ret_fault, -EACCES,
-                         "%s may not be opened by this user; let root give access with "
-                         "`chmod 0666 %s`, or mount as root",
-                         FUSE_DEVICE, FUSE_DEVICE);
-    return fault_set(
-        ret_fault, -errno,
-        "%s cannot be opened (%s); load the kernel module with `modprobe fuse`, or give "
-        "the container the device",
-        FUSE_DEVICE, strerror(errno));
-}
-
 /* Whether fusermount3 lets a user open his mount to others. */
 static bool conf_allows_others(void)
 {
@@ -110,7 +67,7 @@ static bool conf_allows_others(void)
 static void files_owner(const struct session_options *options, uid_t *ret_uid, gid_t *ret_gid)
 {
     const struct group *group = NULL;
-    bool for_all = geteuid() == 0 || is_fd_mount(options->mount_point);
+    bool for_all = geteuid() == 0 || mountpoint_is_fd(options->mount_point);
 
     if (for_all)
         group = getgrnam(GROUP);
@@ -277,7 +234,7 @@ static int loop(struct session *session, struct fault *ret_fault)
 int session_run(const struct session_options *options, struct fault *ret_fault)
 {
     struct session session = {.signal_fd = -1};
-    int r = check_mount_point(options->mount_point, ret_fault);
+    int r = mountpoint_prepare(options->mount_point, ret_fault);
 
     if (r == 0)
         r = open_signals(&session, ret_fault);

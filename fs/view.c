@@ -375,6 +375,12 @@ static bool is_watched(const struct view *view)
     return view->n_polled > 0 || parked_any_long(&view->parked);
 }
 
+/* Whoever has `events` open wants to know of the next daemon, and no more than that. */
+static bool is_sought(const struct view *view)
+{
+    return is_watched(view) || (view->n_events > 0 && !mirror_is_connected(view->mirror));
+}
+
 /* Until when the daemon is to push its values; 0: it is not. */
 static uint64_t feed_until_us(const struct view *view, uint64_t now_us)
 {
@@ -388,7 +394,7 @@ void view_step(struct view *view, uint64_t now_us)
     uint64_t since_us = parked_since_us(&view->parked);
     bool news;
 
-    if (is_watched(view))
+    if (is_sought(view))
         since_us = MAX(since_us, mirror_watch_since_us(view->mirror, now_us));
     link_want_values(view->link, feed_until_us(view, now_us) > 0);
     link_want_events(view->link, view->n_events > 0);
@@ -404,8 +410,8 @@ uint64_t view_due_us(const struct view *view, uint64_t now_us)
 {
     uint64_t due_us = link_due_us(view->link, now_us), feed_us = feed_until_us(view, now_us);
 
-    if (view->parked.n > 0 || is_watched(view))
-        due_us = MIN(due_us, mirror_due_us(view->mirror, is_watched(view), now_us));
+    if (view->parked.n > 0 || is_sought(view))
+        due_us = MIN(due_us, mirror_due_us(view->mirror, is_sought(view), now_us));
     else if (feed_us > 0)
         due_us = MIN(due_us, feed_us);
     return due_us;

@@ -337,7 +337,7 @@ static void answer(struct status_daemon *daemon, struct client *client,
         put_end(&out, header->id, NULL);
     }
     send_all(client, &out);
-    if (is_order(header->type))
+    if (is_order(header->type) || header->type == WIRE_CANCEL)
         push(daemon);
 }
 

@@ -441,7 +441,7 @@ Test(link, events_come_while_they_are_wanted)
     status_daemon_event(fake, "{\"event\":1}", 0);
     status_daemon_event(fake, NULL, 5);
     status_daemon_event(fake, "{\"event\":2}", 0);
-    expect_events(&reader, "{\"event\":1}\n{\"event\":\"lost\",\"lost\":5}\n{\"event\":2}\n");
+    expect_events(&reader, "{\"event\":1}\n{\"event\":\"lost\",\"count\":5}\n{\"event\":2}\n");
     link_want_events(link_, false);
     turn(0);
     refresh();

@@ -81,7 +81,7 @@ static void connect_it_asked(void)
 static void refresh(const char *state)
 {
     cr_assert(next() == MIRROR_ASK);
-    mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+    mirror_asked(mirror, now);
     now += MS;
     give_model("a", state);
     for (int part = 0; part < _MIRROR_PART_MAX; part++)
@@ -126,7 +126,7 @@ Test(mirror, a_copy_is_good_for_its_age_and_no_longer)
 Test(mirror, age_counts_from_the_question_not_the_answer)
 {
     connect_it_asked();
-    mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+    mirror_asked(mirror, now);
     now += 90 * MS;
     for (int part = 0; part < _MIRROR_PART_MAX; part++)
         end_part(part);
@@ -138,7 +138,7 @@ Test(mirror, age_counts_from_the_question_not_the_answer)
 Test(mirror, is_complete_only_with_its_last_part)
 {
     connect_it_asked();
-    mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+    mirror_asked(mirror, now);
     for (int part = 1; part < _MIRROR_PART_MAX; part++)
         end_part(part);
     cr_assert(!answers() && next() == MIRROR_NOTHING);
@@ -161,6 +161,7 @@ Test(mirror, after_an_order_older_copies_answer_nobody)
     refresh("cold");
     mirror_expire(mirror, now);
     cr_assert(!answers() && next() == MIRROR_ASK);
+    now += MS;
     refresh("queued");
     cr_assert(answers());
 }
@@ -170,7 +171,7 @@ Test(mirror, models_change_only_when_the_list_is_complete)
     connect_it_asked();
     refresh("cold");
     now += MIRROR_AGE_US;
-    mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+    mirror_asked(mirror, now);
     give_model("b", "ready");
     cr_assert(mirror_model(mirror, "b") == NULL && mirror_model(mirror, "a") != NULL);
     end_part(MIRROR_MODELS);
@@ -182,7 +183,7 @@ Test(mirror, an_error_leaves_the_last_values_and_counts_as_an_answer)
     connect_it_asked();
     refresh("ready");
     now += MIRROR_AGE_US;
-    mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+    mirror_asked(mirror, now);
     give_model("half", "cold");
     for (int part = 0; part < _MIRROR_PART_MAX; part++)
         mirror_take(mirror, part, &(struct hearth_reply){.kind = HEARTH_ERROR, .code = "busy"},
@@ -196,7 +197,7 @@ Test(mirror, silence_for_a_second_gives_the_last_copy)
     connect_it_asked();
     refresh("loading");
     now += 10 * MIRROR_SILENCE_US;
-    mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+    mirror_asked(mirror, now);
     now += MIRROR_PATIENCE_US - MS;
     cr_assert(!answers());
     expect_status("running");
@@ -211,7 +212,7 @@ Test(mirror, a_daemon_that_spoke_just_now_has_its_full_second)
     connect_it_asked();
     refresh("ready");
     now += MIRROR_AGE_US;
-    mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+    mirror_asked(mirror, now);
     now += 500 * MS;
     mirror_heard(mirror, now);
     now += MIRROR_SILENCE_US - MS;
@@ -226,7 +227,7 @@ Test(mirror, the_first_word_ends_unresponsive)
     connect_it_asked();
     refresh("ready");
     now += MIRROR_AGE_US;
-    mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+    mirror_asked(mirror, now);
     now += 60 * MIRROR_SILENCE_US;
     expect_status("unresponsive");
     give_model("a", "cold");
@@ -264,7 +265,7 @@ Test(mirror, a_deaf_daemon_is_unresponsive_for_a_while_and_tried_again)
 Test(mirror, without_a_daemon_models_are_cold_and_nothing_is_counted)
 {
     connect_it_asked();
-    mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+    mirror_asked(mirror, now);
     give_text(MIRROR_PROMETHEUS, "hearth_x 1\n");
     mirror_take(mirror, MIRROR_MODELS,
                 &(struct hearth_reply){.kind = HEARTH_ITEM,
@@ -345,7 +346,7 @@ Test(mirror, the_daemons_own_words_are_taken_only_if_they_are_words)
     for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
         mirror_lost(mirror);
         connect_it_asked();
-        mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+        mirror_asked(mirror, now);
         mirror_take(mirror, MIRROR_STATUS,
                     &(struct hearth_reply){.kind = HEARTH_ITEM, .state = cases[i].said}, now);
         expect_status(cases[i].shown);
@@ -361,7 +362,7 @@ Test(mirror, replies_nobody_asked_for_change_nothing)
     give_text(MIRROR_POOL, "x 1\n");
     end_part(MIRROR_POOL);
     cr_assert_str_eq(mirror_text(mirror, MIRROR_POOL), "");
-    mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+    mirror_asked(mirror, now);
     end_part(MIRROR_POOL);
     give_text(MIRROR_POOL, "y 1\n");
     cr_assert_str_eq(mirror_text(mirror, MIRROR_POOL), "");
@@ -372,7 +373,7 @@ Test(mirror, too_many_models_and_impossible_names_are_left_out)
     char name[MIRROR_NAME_MAX + 8];
 
     connect_it_asked();
-    mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+    mirror_asked(mirror, now);
     give_model(NULL, "cold");
     give_model("", "cold");
     memset(name, 'x', sizeof(name));
@@ -395,7 +396,7 @@ Test(mirror, says_when_to_look_again)
     cr_assert(mirror_due_us(mirror, false, now) == UINT64_MAX);
     cr_assert(mirror_due_us(mirror, true, now) == now - MS + MIRROR_AGE_US);
     now += 5 * MIRROR_SILENCE_US;
-    mirror_asked(mirror, MIRROR_ALL_PARTS, now);
+    mirror_asked(mirror, now);
     cr_assert(mirror_due_us(mirror, false, now) == now + MIRROR_PATIENCE_US);
     cr_assert(mirror_due_us(mirror, true, now + MIRROR_PATIENCE_US) == UINT64_MAX);
     mirror_deaf(mirror, now);
@@ -518,7 +519,7 @@ Test(mirror, models_that_are_asked_for_amid_a_push_stay)
     push_end();
     mirror_expire(mirror, now);
     push(&(struct hearth_reply){.lost_events = 1});
-    mirror_asked(mirror, MIRROR_BIT(MIRROR_MODELS), now);
+    mirror_asked(mirror, now);
     give_model("a", "queued");
     end_part(MIRROR_MODELS);
     push_end();
@@ -565,19 +566,20 @@ Test(mirror, a_ping_without_an_answer_makes_it_unresponsive)
     cr_assert_str_eq(mirror_model(mirror, "a")->state, "cold");
 }
 
-Test(mirror, after_an_order_the_models_are_asked_for)
+Test(mirror, after_an_order_the_values_are_asked_for)
 {
     feed_it();
     push_model("a", "cold");
     push_end();
     now += MS;
     mirror_expire(mirror, now);
-    cr_assert(!answers() && next() == MIRROR_ASK_MODELS);
+    cr_assert(!answers() && next() == MIRROR_ASK);
     now += MS;
-    mirror_asked(mirror, MIRROR_BIT(MIRROR_MODELS), now);
+    mirror_asked(mirror, now);
     give_model("a", "queued");
     cr_assert(!answers());
-    end_part(MIRROR_MODELS);
+    for (int part = 0; part < _MIRROR_PART_MAX; part++)
+        end_part(part);
     cr_assert(answers() && next() == MIRROR_NOTHING);
     cr_assert_str_eq(mirror_model(mirror, "a")->state, "queued");
 }

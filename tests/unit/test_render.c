@@ -39,7 +39,7 @@ static void fill(const struct hearth_reply *model)
     cr_assert(mirror_new(&mirror) == 0);
     mirror_connecting(mirror, NOW);
     mirror_connected(mirror, NOW);
-    mirror_asked(mirror, MIRROR_ALL_PARTS, NOW);
+    mirror_asked(mirror, NOW);
     if (model)
         mirror_take(mirror, MIRROR_MODELS, model, NOW);
     mirror_take(mirror, MIRROR_PROMETHEUS,
@@ -242,7 +242,7 @@ Test(render, takes_broken_prometheus_text_as_it_comes)
         cr_assert(mirror_new(&mirror) == 0);
         mirror_connecting(mirror, NOW);
         mirror_connected(mirror, NOW);
-        mirror_asked(mirror, MIRROR_ALL_PARTS, NOW);
+        mirror_asked(mirror, NOW);
         mirror_take(mirror, MIRROR_PROMETHEUS,
                     &(struct hearth_reply){.kind = HEARTH_ITEM, .text = texts[i]}, NOW);
         cr_assert(render_metric_names(texts[i], &names, &n) == 0);

@@ -352,19 +352,28 @@ class Mount:
         self.path = t.dir / f"mount{len(t.mounts)}"
         self.path.mkdir()
         self.log_path = t.dir / f"mount{len(t.mounts)}.stderr"
-        with open(self.log_path, "wb") as log:
-            self.process = subprocess.Popen(
-                [str(a) for a in (program("hearthfs"), "--socket", socket_path, *flags, self.path)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.args = [program("hearthfs"), "--socket", socket_path, *flags, self.path]
+        self._start()
+
+    def _start(self):
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen([str(a) for a in self.args], stdin=subprocess.DEVNULL,
+                                            stdout=log, stderr=log)
+
+    def start(self):
+        """Once more, after it was killed: until the new mount is there in the old one's place."""
+        before = _devices_at(self.path)
+        self._start()
+        self.wait_mounted(lambda: _devices_at(self.path) not in (before, []))
 
     def mounted(self):
         return str(self.path) in _mounts_under(self.path)
 
-    def wait_mounted(self):
+    def wait_mounted(self, mounted=None):
         def seen():
             expect(self.process.poll() is None,
                    f"hearthfs ended with {self.process.poll()}: {self.log_path.read_text()}")
-            return self.mounted()
+            return (mounted or self.mounted)()
         wait_for(seen, "hearthfs to mount")
 
     def read(self, name):
@@ -410,6 +419,13 @@ class Mount:
             expect(not self.mounted(), "hearthfs ended and left its mount")
         finally:
             _kill(self.process)
+
+
+def _devices_at(path):
+    """The devices that are mounted there, one on another."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        lines = [line.split(" ") for line in file]
+    return [line[2] for line in lines if line[4].replace("\\040", " ") == str(path)]
 
 
 def _mounts_under(folder):
