@@ -1,0 +1,255 @@
+"""hearthfs on bad days: killed programs at every stage, a thousand readers, a daemon that stops."""
+import contextlib
+import errno
+import os
+import select
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+from lib.harness import BUILD, Daemon, Skip, expect, test, wait_for
+from lib.view import (HOLD, PRELOAD, STATE, WAIT, Fake, Reader, errno_of, fails, names, until)
+
+EMBER = "models/ember"
+
+
+# ---- hearthfs is killed ----
+
+class Stage:
+    """Something under way in the mount when hearthfs dies, which must come to an end."""
+
+    def __init__(self, action):
+        self.box = []
+        self.thread = threading.Thread(target=lambda: self.box.append(errno_of(action)), daemon=True)
+        self.thread.start()
+
+    def end(self):
+        self.thread.join(20)
+        expect(self.box, "it hangs after hearthfs has died")
+        expect(self.box[0] in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV),
+               f"it ended with errno {self.box[0]}")
+
+
+def open_here(path):
+    """Descriptors of this process that have the file open."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{fd}") == str(path):
+                found.append(int(fd))
+    return found
+
+
+def kill_and_follow(m, stage):
+    """Kills hearthfs in the middle of something; the next one takes its place."""
+    m.process.kill()
+    m.process.wait()
+    stage.end()
+    m.start()
+
+
+@test
+def hearthfs_killed_at_any_stage_is_followed_by_the_next(t):
+    t.need_root()
+    fake = Fake(t)
+    m = t.mount(fake)
+    fake.do("state loading")
+    until(m, STATE, "loading\n")
+    for name in (WAIT, "events"):
+        def read():
+            fd = os.open(m.path / name, os.O_RDONLY)
+            try:
+                os.read(fd, 100)
+            finally:
+                os.close(fd)
+        stage = Stage(read)
+        wait_for(lambda: open_here(m.path / name), f"{name} to be open")
+        kill_and_follow(m, stage)
+        expect(m.read(STATE) == "loading\n", m.read(STATE))
+    for begin in (lambda: os.open(m.path / HOLD, os.O_WRONLY), lambda: m.write(PRELOAD, "1")):
+        fake.process.send_signal(signal.SIGSTOP)  # the order stays without an answer
+        stage = Stage(begin)
+        time.sleep(0.1)
+        kill_and_follow(m, stage)
+        fake.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: fake.do("holds") == "0", "the dead one's hold to end")
+        until(m, "status", "running\n")
+
+
+@test
+def hearthfs_killed_while_mounting_leaves_nothing_in_the_way(t):
+    t.need_root()
+    fake = Fake(t)
+    m = t.mount(fake)
+    for turn in range(12):
+        m.process.kill()
+        m.process.wait()
+        starting = t.start("hearthfs", "--socket", fake.socket, m.path)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            starting.wait(0.002 * turn)
+        starting.kill()
+        starting.wait()
+        m.start()
+        expect(m.read(STATE) == "cold\n", m.read(STATE))
+
+
+@test
+def killed_user_s_hearthfs_is_followed_by_the_next(t):
+    t.need_root()
+    t.need_fuse()
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        raise Skip("/dev/fuse is not open to users")
+    setpriv = t.need_program("setpriv")
+    fake = Fake(t, uid=65534)
+    program, point = shutil.copy(BUILD / "fs" / "hearthfs", t.dir), t.dir / "m"
+    point.mkdir()
+    os.chown(point, 65534, 65534)
+    as_nobody = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
+    for _ in range(3):
+        fs = t.start(*as_nobody, program, "--socket", fake.socket, point)
+        wait_for(lambda: t.run(*as_nobody, "cat", point / STATE, code=None).out == "cold\n",
+                 "the mount to work")
+        fs.kill()
+        fs.wait()
+    t.run("fusermount3", "-u", point)
+
+
+# ---- the daemon is killed ----
+
+@test
+def daemon_killed_at_any_stage_is_followed_by_the_next(t):
+    d = t.daemon()
+    m = t.mount(d)
+    events = os.open(m.path / "events", os.O_RDONLY | os.O_NONBLOCK)
+    held = None
+
+    def hold():
+        nonlocal held
+        held = m.in_time(lambda: os.open(m.path / EMBER / "hold", os.O_WRONLY))
+    stages = (lambda: None, lambda: m.read(f"{EMBER}/state"),
+              lambda: m.write(f"{EMBER}/preload", "1"),
+              lambda: (m.write(f"{EMBER}/preload", "1"), m.read(f"{EMBER}/wait")),
+              lambda: m.write(f"{EMBER}/preload", "0"), hold)
+    for number, begin in enumerate(stages):
+        begin()
+        d.kill()
+        until(m, "status", "inactive\n")
+        expect(m.read(f"{EMBER}/state") == "cold\n", m.read(f"{EMBER}/state"))
+        expect("ember" in names(m, "models"), "its names have gone with it")
+        expect("\nhearth_up 0\n" in m.read("metrics/hearth.prom"), "it is said to be up")
+        d = again(t, d, number)
+        until(m, "status", "running\n")
+        m.write(f"{EMBER}/preload", "1")
+        expect(m.read(f"{EMBER}/wait") == "ready\n", "the next one does not load")
+    until(m, f"{EMBER}/hold", "1\n")
+    os.close(held)
+    until(m, f"{EMBER}/hold", "0\n")
+    poller = select.poll()
+    poller.register(events, select.POLLIN)
+    expect(poller.poll(20000), "no event came")
+    os.close(events)
+
+
+def again(t, dead, number):
+    """Another daemon at the dead one's socket, with what that has left lying about."""
+    daemon = Daemon(t, name=f"again{number}", at=dead)
+    t.daemons.append(daemon)
+    daemon.wait_ready()
+    return daemon
+
+
+@test
+def stopped_daemon_hangs_no_order_and_no_directory(t):
+    d = t.daemon()
+    m = t.mount(d)
+    m.write(f"{EMBER}/preload", "1")
+    expect(m.read(f"{EMBER}/wait") == "ready\n", "it is not loaded")
+    reader = Reader(m.path / "events")
+    d.signal(signal.SIGSTOP)
+    try:
+        until(m, "status", "unresponsive\n")
+        for name in ("state", "progress", "memory", "info", "stats", "hold", "error"):
+            m.in_time(lambda: m.read(f"{EMBER}/{name}"), 2)
+        expect(m.in_time(lambda: m.read(f"{EMBER}/wait"), 2) == "ready\n", "wait does not end")
+        expect(names(m, EMBER) and names(m, "metrics"), "a directory is empty")
+        for name, text in (("preload", "0"), ("pinned", "1"), ("keep_alive", "1")):
+            fails(errno.ETIMEDOUT, lambda: m.write(f"{EMBER}/{name}", text))
+        fails(errno.ETIMEDOUT, lambda: m.in_time(
+            lambda: os.open(m.path / EMBER / "hold", os.O_WRONLY)))
+        expect(reader.blocked(), f"the reader of events got {reader.value!r}")
+    finally:
+        d.signal(signal.SIGCONT)
+    until(m, "status", "running\n")
+    expect(m.read(f"{EMBER}/hold") == "0\n", "an order that was given up was carried out")
+    m.write(f"{EMBER}/preload", "1")
+    expect(isinstance(reader.result(), str), "the reader of events was lost")
+
+
+# ---- many ----
+
+@test
+def a_thousand_readers_read_at_once(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fds, bad, gate = [], [], threading.Event()
+    lock = threading.Lock()
+
+    def read(number):
+        gate.wait(20)
+        name = (STATE, "status", "metrics/hearth.prom", "models/alpha/progress")[number % 4]
+        for _ in range(5):
+            try:
+                fd = os.open(m.path / name, os.O_RDONLY)
+                text = os.read(fd, 65536)
+                if not text:
+                    bad.append(name)
+                with lock:
+                    fds.append(fd)
+            except OSError as e:
+                bad.append(f"{name}: {e}")
+    threads = [threading.Thread(target=read, args=(n,), daemon=True) for n in range(1000)]
+    threading.stack_size(256 * 1024)
+    for thread in threads:
+        thread.start()
+    gate.set()
+    for thread in threads:
+        thread.join(50)
+        expect(not thread.is_alive(), "a reader hangs")
+    expect(bad == [] and len(fds) == 5000, f"{len(fds)} read; {bad[:5]}")
+    expect(fake.count("hello") == 1, "more than one connection was made")
+    for fd in fds:
+        os.close(fd)
+    expect(m.read(STATE) == "cold\n", m.read(STATE))
+
+
+@test
+def a_thousand_pollers_wake_at_once(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fds = [os.open(m.path / STATE, os.O_RDONLY) for _ in range(900)]
+    poller = select.epoll()
+    for fd in fds:
+        poller.register(fd, select.EPOLLPRI)
+    expect(poller.poll(0.1) == [], "poll wakes without a change")
+    fake.do("state ready")
+    woken = set()
+    wait_for(lambda: woken.update(fd for fd, _ in poller.poll(1)) or len(woken) == 900,
+             "all to wake")
+    expect(all(os.pread(fd, 10, 0) == b"ready\n" for fd in fds), "a poller reads something else")
+    for fd in fds:
+        os.close(fd)
+
+
+@test
+def models_by_the_hundred_are_directories(t):
+    names_there = [f"m{n:03d}" for n in range(500)]
+    t.write("s.models", "".join(f"{name}\n" for name in names_there))
+    m = t.mount(t.dir / "s")
+    expect(names(m, "models") == names_there, f"{len(names(m, 'models'))} models")
+    for name in names_there[::50]:
+        expect(m.read(f"models/{name}/state") == "cold\n", name)
+    t.write("s.models", "other\n")
+    wait_for(lambda: names(m, "models") == ["other"], "the list to be followed")
+    fails(errno.ENOENT, lambda: m.read("models/m001/state"))
