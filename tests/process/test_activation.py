@@ -2,9 +2,10 @@
 import signal
 import socket
 import subprocess
+import time
 
 from lib.harness import expect, listening, program, test, wait_for
-from lib.wire import Client
+from lib.wire import Client, frame
 
 
 def activate(t, *flags, config="idle_exit: 0s\n"):
@@ -68,3 +69,27 @@ def it_refuses_a_passed_descriptor_that_does_not_listen(t):
     expect("expected one listening Unix stream socket" in text, text)
     ours.close()
     theirs.close()
+
+
+@test
+def what_is_to_stay_keeps_it_and_who_only_listens_does_not(t):
+    process, path = activate(t, config="idle_exit: 1s\n")
+    model = ("MODEL", "ember")
+    with Client(path) as first:
+        first.ask("NULL")
+        with Client(t.dir / "daemon" / "status.sock") as client:
+            client.request("SUBSCRIBE")
+            client.request("SUBSCRIBE", ("NAME", "values"))
+            client.request("HOLD", model, request_id=9)
+
+            def stays(seconds=2.5):
+                time.sleep(seconds)
+                return running(process)
+            expect(stays(), "a hold keeps it")
+            client.send(frame("CANCEL", 9) + frame("SET", 10, model, ("PINNED", 1)))
+            expect(stays(), "a pin keeps it")
+            client.send(frame("SET", 11, model, ("PINNED", 0), ("KEEP_ALIVE_US", 60000000)))
+            expect(stays(), "a keep_alive that runs keeps it")
+            client.send(frame("SET", 12, model, ("KEEP_ALIVE_US", 0)))
+            client.frames_to_end()
+    expect(process.wait(20) == 0, "subscriptions kept it")
