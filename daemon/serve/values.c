@@ -1,5 +1,6 @@
 #include "daemon/serve/values.h"
 
+#include <assert.h>
 #include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@ static const char *const sections[] = {"pool", "batcher", "streaming", "loader",
 /* What was said of a model last. */
 struct said {
     char name[WIRE_MAX_MODEL_NAME + 1];
+    uint64_t entry_digest; /* of the entry that it was said of */
     uint64_t digest;
     uint64_t push; /* number of the last push in which the model was there */
     UT_hash_handle hh;
@@ -142,6 +144,31 @@ static struct said *said_of(struct values *values, const char *name)
     return said;
 }
 
+/* What is said of a model follows from its entry, from what never changes (its model, its part of
+ * the configuration) and from the progress of its load: where the entry's bytes are those of the
+ * last time and nothing is loading, there is no need to make the text. */
+static uint64_t digest_of_entry(const struct model_entry *entry)
+{
+    uint64_t words[sizeof(*entry) / sizeof(uint64_t)], hash = 0xcbf29ce484222325u;
+
+    static_assert(sizeof(*entry) % sizeof(uint64_t) == 0, "no bytes behind the words");
+    memcpy(words, entry, sizeof(words));
+    for (size_t i = 0; i < ELEMENTSOF(words); i++) {
+        hash = (hash ^ words[i]) * 0x100000001b3u;
+        hash ^= hash >> 32; /* so that high bits count below, too */
+    }
+    return hash;
+}
+
+static bool said_already(struct said *said, const struct model_entry *entry)
+{
+    uint64_t digest = digest_of_entry(entry);
+    bool same = digest == said->entry_digest && !entry->task;
+
+    said->entry_digest = digest;
+    return same;
+}
+
 static void put_models(struct values *values, struct wire_buffer *out, bool whole)
 {
     for (struct model_entry *e = registry_first(values->service->registry); e; e = e->hh.next) {
@@ -149,12 +176,14 @@ static void put_models(struct values *values, struct wire_buffer *out, bool whol
         size_t at = out->len;
         if (e->file)
             continue; /* its user's alone */
-        said = whole ? NULL : said_of(values, e->name);
+        said = whole ? NULL : said_of(values, e->name); /* without memory it is said every time */
+        if (said)
+            said->push = values->pushes;
+        if (said && said_already(said, e))
+            continue;
         question_put_model(out, 0, e);
-        if (!said)
-            continue; /* without memory it is said every time */
-        keep_if_new(out, at, &said->digest, false);
-        said->push = values->pushes;
+        if (said)
+            keep_if_new(out, at, &said->digest, false);
     }
 }
 
