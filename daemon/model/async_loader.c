@@ -398,15 +398,20 @@ static void *thread_main(void *argument)
     return NULL;
 }
 
-/* Joins those that have ended; with the lock. */
+/* Joins those that have ended; without the lock. */
 static void reap(struct loader *loader)
 {
-    while (loader->over) {
-        struct loader_thread *thread = loader->over;
+    struct loader_thread *thread;
 
-        loader->over = thread->next;
+    pthread_mutex_lock(&loader->lock);
+    thread = TAKE_PTR(loader->over);
+    pthread_mutex_unlock(&loader->lock);
+    while (thread) {
+        struct loader_thread *next = thread->next;
+
         pthread_join(thread->thread, NULL);
         free(thread);
+        thread = next;
     }
 }
 
@@ -419,7 +424,6 @@ static int start_thread(struct loader *loader, enum thread_role role, struct loa
 
     if (!self)
         return -ENOMEM;
-    reap(loader);
     *self = (struct loader_thread){
         .loader = loader, .role = role, .sole = sole, .next = loader->threads};
     sigfillset(&all);
@@ -504,8 +508,8 @@ struct loader *loader_free(struct loader *loader)
         pthread_mutex_unlock(&loader->lock);
         return loader;
     }
-    reap(loader);
     pthread_mutex_unlock(&loader->lock);
+    reap(loader);
     pthread_cond_destroy(&loader->ended);
     pthread_cond_destroy(&loader->wake);
     pthread_mutex_destroy(&loader->lock);
@@ -526,6 +530,8 @@ void loader_submit(struct loader *loader, struct load_task *task)
 {
     int r = 0;
 
+    if (task->own)
+        reap(loader);
     pthread_mutex_lock(&loader->lock);
     if (!task->own)
         enlist(loader, task);
@@ -591,6 +597,7 @@ void loader_abandon(struct loader *loader, struct load_task *task)
 {
     struct loader_thread *next;
 
+    reap(loader);
     pthread_mutex_lock(&loader->lock);
     atomic_store(&task->progress.cancel, true);
     for (struct loader_thread *t = loader->threads; t; t = next) {
