@@ -135,7 +135,7 @@ def fairness(args, results):
     if os.geteuid() != 0:
         sys.exit("fairness needs root: it runs its clients as two users by setpriv")
     model, files = args.model
-    shares, waits, errors = [], [], 0
+    shares, waits, middles, errors = [], [], [], 0
     with Daemon(PLAIN + "batching: {max_batch: 32}\n" + WIDE_LIMITS, files, args.build) as daemon:
         daemon.open_to_all()
         for _ in range(args.pairs):
@@ -145,8 +145,10 @@ def fairness(args, results):
             errors += a["errors"] + b["errors"]
             a, b, step_us = together(daemon, args, model, 1)
             waits.append(b["latency_us"]["p99"] / step_us)
+            middles.append(b["latency_us"]["p50"] / step_us)
             errors += a["errors"] + b["errors"]
     tell(shares, "B's share of the engine, 128 in flight", results)
+    tell(middles, "B's p50 with one in flight, in steps", results, 2)
     tell(waits, "B's p99 with one in flight, in steps", results, 2)
     print(f"errors: {errors}")
 
