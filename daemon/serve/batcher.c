@@ -518,6 +518,13 @@ static bool begin(struct job *job, uint64_t now_us)
     return !foreseen_late(&job->foreseen, job->deadline_us, now_us);
 }
 
+/* Whether a running job lacks KV memory for what it knows. One that has more than its last token to
+ * compute never does: it was admitted with all it knew. */
+static bool cramped(const struct batcher *batcher, const struct job *job)
+{
+    return batcher->options.grow && job->known > job->room;
+}
+
 /* Lets waiting jobs join while there are places and KV memory. While it picks, each pick is charged
  * its predicted cost, so that the places of one step are shared fairly too. */
 static void join_waiting(struct batcher *batcher, struct lane *lane, uint64_t now_us)
@@ -554,14 +561,10 @@ static void join_waiting(struct batcher *batcher, struct lane *lane, uint64_t no
         job->share->n_active++;
         job->share->account->virtual_us += lane->us_per_column * (job->known - job->fed);
         job->share->columns += job->known - job->fed;
+        /* One that comes back with its memory may have stopped where that was full. */
+        if (cramped(batcher, job))
+            batcher->options.grow(batcher->options.userdata, job);
     }
-}
-
-/* Whether a running job lacks KV memory for what it knows. One that has more than its last token to
- * compute never does: it was admitted with all it knew. */
-static bool cramped(const struct batcher *batcher, const struct job *job)
-{
-    return batcher->options.grow && job->known > job->room;
 }
 
 /* Gives running jobs the memory that they have come to need. */

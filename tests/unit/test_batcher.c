@@ -845,6 +845,22 @@ Test(batcher, unparked_jobs_go_on_in_the_order_of_their_arrival)
     end_world(world);
 }
 
+Test(batcher, a_job_parked_where_its_memory_was_full_goes_on)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1, .grow = grow);
+    struct job a = job_of(world->lane, 1, 5, 1);
+
+    may_grow = true;
+    add(world, &a);
+    cr_expect_eq(step(world, world->lane, 10, false), 1);
+    cr_expect(a.known > a.room, "the next token needs more memory");
+    batcher_park(world->batcher, &a);
+    batcher_unpark(world->batcher, &a, world->now_us);
+    cr_expect_eq(step(world, world->lane, 10, false), 1, "its lane stood still");
+    batcher_remove(world->batcher, &a);
+    end_world(world);
+}
+
 Test(batcher, a_job_that_cannot_grow_is_left_out)
 {
     WORLD(world, .max_batch = 8, .min_batch = 1, .grow = grow);
