@@ -886,3 +886,72 @@ Test(batcher, a_job_that_cannot_grow_is_left_out)
     batcher_remove(world->batcher, &b);
     end_world(world);
 }
+
+static int admit_evens(void *userdata, struct job *job)
+{
+    (void)userdata;
+    return job->arrived_us % 2 ? -ENOMEM : 0;
+}
+
+/* What is wrong with one request ends that one: its batch goes on with all the others. */
+Test(batcher, those_that_are_refused_take_nobodys_place)
+{
+    struct batcher_options options = {.max_batch = 8,
+                                      .min_batch = 1,
+                                      .chunk_target_us = 20000,
+                                      .max_columns = 1024,
+                                      .admit = admit_evens};
+    struct world world = {.now_us = 1};
+    struct job jobs[40];
+    uint32_t refused = 0, rows = 0, n;
+
+    cr_assert_eq(batcher_new(&options, &world.batcher), 0);
+    cr_assert_eq(lane_new(world.batcher, NULL, &world.lane), 0);
+    for (int i = 0; i < 40; i++) {
+        jobs[i] = job_of(world.lane, 1 + (uint32_t)i % 3, 2, (uint64_t)i);
+        add(&world, &jobs[i]);
+    }
+    while ((n = step(&world, world.lane, 10, true)) > 0) {
+        cr_assert(n == 8 || rows + n == 20, "%u of 8 places", n);
+        rows += n;
+    }
+    for (struct job *job; (job = batcher_refused(world.batcher)); refused++)
+        cr_assert_eq(job->arrived_us % 2, 1);
+    cr_assert_eq(rows, 20);
+    cr_assert_eq(refused, 20);
+    end_world(&world);
+}
+
+/* One user has two models, the other shares one of them; both always have more to do. */
+Test(batcher, users_share_engine_time_over_several_models)
+{
+    WORLD(world, .max_batch = 16, .min_batch = 1);
+    struct job *jobs = calloc(300, sizeof(*jobs));
+    struct lane *slow;
+    double share;
+
+    cr_assert_eq(lane_new(world->batcher, NULL, &slow), 0);
+    for (int i = 0; i < 300; i++) {
+        jobs[i] = job_of(i % 3 == 0 ? slow : world->lane, i % 3 == 2 ? 2 : 1, 5, (uint64_t)i);
+        add(world, &jobs[i]);
+    }
+    for (int s = 0; s < 3000; s++) {
+        struct lane *lane = batcher_pick(world->batcher, world->now_us, &world->wake_us);
+        step(world, lane, lane == slow ? 9000 : 700, true);
+        for (int i = 0; i < 300; i++) {
+            struct job again = job_of(jobs[i].lane, jobs[i].uid, 5, world->now_us);
+            if (jobs[i].state != JOB_IDLE)
+                continue;
+            jobs[i] = again;
+            add(world, &jobs[i]);
+        }
+    }
+    share = (double)batcher_uid_us(world->batcher, 2) /
+            (double)(batcher_uid_us(world->batcher, 1) + batcher_uid_us(world->batcher, 2));
+    cr_assert(share > 0.45 && share < 0.55, "%.3f", share);
+    for (int i = 0; i < 300; i++)
+        batcher_remove(world->batcher, &jobs[i]);
+    free(jobs);
+    lane_free(slow);
+    end_world(world);
+}

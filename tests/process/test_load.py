@@ -1,0 +1,169 @@
+"""Load: whatever runs beside it, a request's answer is the one that it has alone."""
+import json
+import random
+import subprocess
+import threading
+
+from lib.harness import expect, program, test, wait_for
+from lib.models import made_model
+from lib.users import NOBODY, SOMEBODY, open_to_all
+from lib.wire import frame, text_of
+
+MODELS = ("one", "two")
+PROMPTS = ("a dog", "a dog and a cat", "Once upon a time there was a tree", "x",
+           "the end of it all, said the fox " * 12)
+
+
+def daemon_with_two(t, config=None):
+    d = t.daemon(models=[made_model(t, "one"), made_model(t, "two", "--dim", "32", "--seed", "7")],
+                 config=config)
+    for name in MODELS:
+        d.hearth("warm", "--wait", name)
+    return d
+
+
+def options_of(model, prompt, tokens, seed):
+    return (("MODEL", model), ("PROMPT", prompt), ("MAX_TOKENS", tokens), ("IGNORE_EOS", 1),
+            ("TEMPERATURE", 0.9), ("SEED", seed))
+
+
+def some_request(rng):
+    return (rng.choice(MODELS), rng.choice(PROMPTS), rng.choice((1, 2, 17, 60)), rng.randrange(3))
+
+
+class Alone:
+    """What each request gives when nothing runs beside it."""
+
+    def __init__(self, d):
+        self.texts = {}
+        with d.client() as c:
+            for model in MODELS:
+                for prompt in PROMPTS:
+                    for seed in range(3):
+                        whole = c.ask("COMPLETE", *options_of(model, prompt, 60, seed))
+                        expect(whole[-1].type == "DONE", f"{whole[-1]}")
+                        for tokens in (1, 2, 17, 60):
+                            self.texts[model, prompt, tokens, seed] = text_of(
+                                c.ask("COMPLETE", *options_of(model, prompt, tokens, seed)))
+
+
+def run_client(d, alone, number, n, wrong):
+    """n requests, up to 20 at once; some are cancelled, some have little credit at first, some a
+    deadline that they may or may not meet."""
+    rng = random.Random(number)
+    live, texts, cancelled, hasty = {}, {}, set(), set()
+    with d.client() as c:
+        while n > 0 or live:
+            while n > 0 and len(live) < 20:
+                n -= 1
+                what = some_request(rng)
+                more = ()
+                fate = rng.random()
+                if fate < 0.2:
+                    more = (("CREDIT", 7),)
+                elif fate < 0.3:
+                    more = (("DEADLINE_US", rng.randrange(1, 30000)),)
+                request = c.request("COMPLETE", *options_of(*what), *more)
+                live[request], texts[request] = what, ""
+                if fate < 0.2:
+                    c.request("CREDIT", ("CREDIT", 1 << 20), request_id=request)
+                elif fate < 0.3:
+                    hasty.add(request)
+                elif fate > 0.85:
+                    cancelled.add(request)
+                    if fate > 0.9:
+                        c.request("CANCEL", request_id=request)
+            f = c.receive()
+            texts[f.id] += f.get("TEXT", "")
+            if f.id in cancelled and f.type == "TOKENS":
+                c.request("CANCEL", request_id=f.id)
+            if f.type not in ("DONE", "ERROR"):
+                continue
+            right = alone.texts[live.pop(f.id)]
+            cut = (f.get("REASON") == "cancelled" and f.id in cancelled or
+                   f.get("CODE") == "deadline" and f.id in hasty)
+            if not (texts[f.id] == right or cut and right.startswith(texts[f.id])):
+                wrong.append((f, texts[f.id], right))
+            elif f.type == "ERROR" and not cut:
+                wrong.append((f, None, None))
+
+
+def run_load(d, alone, n_clients, n_each):
+    wrong = []
+    threads = [threading.Thread(target=run_client, args=(d, alone, i, n_each, wrong))
+               for i in range(n_clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expect(not wrong, f"{len(wrong)} answers are others than alone, the first: {wrong[:1]}")
+    wait_for(lambda: d.metric("queue") == 0, "all requests to end")
+    wait_for(lambda: d.metric("kv_used_bytes") == 0, "KV memory to come back")
+    d.alive()
+
+
+@test
+def mixed_lengths_models_and_cancels_change_no_answer(t):
+    d = daemon_with_two(t)
+    run_load(d, Alone(d), 8, 120)
+
+
+@test
+def nor_do_they_with_every_knob_turned(t):
+    d = daemon_with_two(t, "batching: {max_batch: 7, min_batch: 3, max_delay: 2ms, adaptive: 1ms, "
+                           "preserve_order: yes}\nengine: {chunk_target: 1ms, prefix_cache: no}\n"
+                           "limits: {stream_buffer: 4KiB}\n")
+    run_load(d, Alone(d), 6, 80)
+
+
+@test
+def five_thousand_at_once_are_all_answered(t):
+    d = daemon_with_two(t, "limits: {queue: 6000, queue_per_uid: 6000}\n")
+    with d.client() as c:
+        alone = [text_of(c.ask("COMPLETE", *options_of("one", p, 2, 1))) for p in PROMPTS]
+    clients = [d.client() for _ in range(10)]
+    for c in clients:
+        c.send(b"".join(frame("COMPLETE", i, *options_of("one", PROMPTS[i % len(PROMPTS)], 2, 1))
+                        for i in range(1, 501)))
+    for c in clients:
+        texts = {i: "" for i in range(1, 501)}
+        for _ in range(500):
+            while (f := c.receive()).type == "TOKENS":
+                texts[f.id] += f.get("TEXT")
+            expect(f.type == "DONE", f"{f}")
+        for i, text in texts.items():
+            expect(text == alone[i % len(PROMPTS)], f"{text!r}")
+        c.close()
+    expect(d.metric("step_rows_max") <= 200 and d.metric("queue") == 0, "bounds")
+
+
+@test
+def two_users_share_the_engine_whatever_each_asks_for(t):
+    t.need_root()
+    setpriv = t.need_program("setpriv")
+    d = daemon_with_two(t, "batching: {max_batch: 32}\nengine: {prefix_cache: no}\n")
+    open_to_all(d)
+    t.dir.chmod(0o755)
+    d.dir.chmod(0o755)
+    loads, rates = [], []
+    out = t.dir / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    for uid, connections, in_flight in ((SOMEBODY, 63, 8), (NOBODY, 1, 128)):
+        loads.append(subprocess.Popen(
+            [setpriv, f"--reuid={uid}", f"--regid={uid}", "--clear-groups", program("hearth-bench"),
+             "serve", "--socket", d.socket, "--model", "one", "--distinct", "500", "--connections",
+             str(connections), "--in-flight", str(in_flight), "--duration", "3s", "--warmup", "1s",
+             "--json", out / f"{uid}.json"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    for load in loads:
+        _, err = load.communicate(timeout=40)
+        expect(load.returncode == 0, f"{err}")
+    for uid in (SOMEBODY, NOBODY):
+        result = json.loads((out / f"{uid}.json").read_text("utf-8"))
+        expect(result["errors"] == 0, f"{result}")
+        rates.append(result["requests_per_s"])
+    share = rates[1] / sum(rates)
+    # Each request costs the same. The bounds leave room for a machine that is busy with other things:
+    # without fair shares it would be 128 of 632, 0.20.
+    expect(0.35 < share < 0.65, f"the user with one connection got {share:.2f} of the answers")
