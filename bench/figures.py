@@ -167,7 +167,7 @@ def group_stages(args):
     for row in rows:
         print(f"| {row['stage']} | {number(row['requests_per_s'], 0)} | {row['p50_us'] / 1e3:.1f} | "
               f"{row['p99_us'] / 1e3:.1f} | {row['first_token_p50_us'] / 1e3:.1f} | "
-              f"{row['steady_p99_us'] / 1e3:.1f} | {row['memory_per_request_bytes']:.0f} | "
+              f"{row['steady_p99_us'] / 1e3:.1f} | {row['memory_per_request_bytes'] or 0:.0f} | "
               f"{row['gain']:.2f} | {row['errors']} |")
     print(f"\n| step | figure | ratio, median of {args.stage_pairs} | interval |\n|---|---|---|---|")
     steps = [(r, "to_previous", "requests_per_s") for r in rows[1:]]

@@ -10,6 +10,8 @@
  * ask for one token, so that a connection is still a part of what each costs. B and C (520 million)
  * take a good part of a second to load, and their answers have a first token to wait for.
  *
+ * With --small the models are tiny: that shows nothing but that it runs.
+ *
  * With --pairs N all stages run N times in turn, and each step is told by the median of its ratios
  * to the stage before it in the same round, with an interval. */
 #include <errno.h>
@@ -64,7 +66,7 @@ static const struct stage stages[N_STAGES] = {
 struct row {
     double requests_per_s, p50_us, p99_us, first_token_p50_us, steady_p99_us;
     double steady_per_s, alternating_per_s;
-    double memory_per_request_bytes;
+    double memory_per_request_bytes; /* negative: not measured */
     uint64_t errors;
 };
 
@@ -72,8 +74,9 @@ struct bench {
     struct own_daemon daemon;
     uint64_t budget_bytes;
     struct prompts prompts;
-    uint64_t duration_us;
+    uint64_t duration_us, warmup_us;
     uint32_t n_rounds;
+    bool small; /* tiny models and no memory phase: to see that it runs */
     const char *json_path;
     struct row rows[N_STAGES][ROUNDS_MAX];
 };
@@ -85,7 +88,7 @@ static int to_file(void *userdata, const void *bytes, size_t len)
     return fwrite(bytes, 1, len, userdata) == len ? 0 : -EIO;
 }
 
-static struct model_plan plan_of(bool large, uint64_t seed)
+static struct model_plan plan_of(bool large, bool small, uint64_t seed)
 {
     struct model_plan plan = model_plan_default();
 
@@ -99,12 +102,19 @@ static struct model_plan plan_of(bool large, uint64_t seed)
     plan.context = 256;
     plan.tied = true;
     plan.seed = seed;
+    if (small) {
+        plan.layers = large ? 4 : 1;
+        plan.dim = large ? 512 : 64;
+        plan.heads = large ? 8 : 4;
+        plan.ff = large ? 1024 : 128;
+        plan.vocab = 1024;
+    }
     return plan;
 }
 
 static int make_model(const struct bench *bench, const char *name, bool large, uint64_t seed)
 {
-    struct model_plan plan = plan_of(large, seed);
+    struct model_plan plan = plan_of(large, bench->small, seed);
     struct fault fault = {{0}};
     char path[160];
     FILE *file;
@@ -186,7 +196,7 @@ static struct load_options group_load(const struct bench *bench, const struct st
                                  .connections = STEADY_CLIENTS,
                                  .in_flight = 1,
                                  .duration_us = bench->duration_us,
-                                 .warmup_us = WARMUP_US,
+                                 .warmup_us = bench->warmup_us,
                                  .max_tokens = STEADY_TOKENS,
                                  .stream = stage->streaming,
                                  .fresh = !stage->pooling,
@@ -251,6 +261,7 @@ static int run_stage(struct bench *bench, const struct stage *stage, bool memory
     if (r == 0)
         fill_row(stage, groups, ret_row);
     load = group_load(bench, stage);
+    ret_row->memory_per_request_bytes = -1;
     if (r == 0 && memory)
         r = memory_per_request(&load, bench->daemon.pid, &ret_row->memory_per_request_bytes,
                                message);
@@ -322,9 +333,13 @@ static struct pairs_summary compared(const struct bench *bench, size_t from, siz
 
 static void print_row(const char *stage, const struct row *row, double first_per_s)
 {
-    printf("%-18s %10.0f %10.0f %10.0f %12.0f %12.0f %10.0f %6.2f %6llu\n", stage,
+    char memory[32] = "-";
+
+    if (row->memory_per_request_bytes >= 0)
+        snprintf(memory, sizeof(memory), "%.0f", row->memory_per_request_bytes);
+    printf("%-18s %10.0f %10.0f %10.0f %12.0f %12.0f %10s %6.2f %6llu\n", stage,
            row->requests_per_s, row->p50_us, row->p99_us, row->first_token_p50_us,
-           row->steady_p99_us, row->memory_per_request_bytes, row->requests_per_s / first_per_s,
+           row->steady_p99_us, memory, row->requests_per_s / first_per_s,
            (unsigned long long)row->errors);
     fflush(stdout);
 }
@@ -370,6 +385,12 @@ static json_t *json_step(const struct bench *bench, size_t from, size_t to)
     return step;
 }
 
+static json_t *json_memory(const struct row *row)
+{
+    return row->memory_per_request_bytes < 0 ? json_null()
+                                             : json_real(row->memory_per_request_bytes);
+}
+
 static int write_json(const struct bench *bench)
 {
     double first_per_s = medians(bench, 0).requests_per_s;
@@ -380,14 +401,13 @@ static int write_json(const struct bench *bench)
         struct row row = medians(bench, i);
         json_array_append_new(
             root,
-            json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:o, s:o}", "stage",
+            json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:I, s:I, s:o, s:o}", "stage",
                       stages[i].name, "requests_per_s", row.requests_per_s, "p50_us", row.p50_us,
                       "p99_us", row.p99_us, "first_token_p50_us", row.first_token_p50_us,
                       "steady_p99_us", row.steady_p99_us, "memory_per_request_bytes",
-                      row.memory_per_request_bytes, "gain", row.requests_per_s / first_per_s,
-                      "errors", (json_int_t)row.errors, "pairs", (json_int_t)bench->n_rounds,
-                      "to_previous", json_step(bench, i > 0 ? i - 1 : 0, i), "to_first",
-                      json_step(bench, 0, i)));
+                      json_memory(&row), "gain", row.requests_per_s / first_per_s, "errors",
+                      (json_int_t)row.errors, "pairs", (json_int_t)bench->n_rounds, "to_previous",
+                      json_step(bench, i > 0 ? i - 1 : 0, i), "to_first", json_step(bench, 0, i)));
     }
     r = json_dump_file(root, bench->json_path, JSON_INDENT(2));
     json_decref(root);
@@ -402,7 +422,8 @@ static int run_round(struct bench *bench, uint32_t round)
         struct row *row = &bench->rows[i][round];
         char message[320] = "";
         int r = start_daemon(bench, &stages[i]);
-        if (r == BENCH_DONE && run_stage(bench, &stages[i], round == 0, row, message) < 0)
+        if (r == BENCH_DONE &&
+            run_stage(bench, &stages[i], round == 0 && !bench->small, row, message) < 0)
             r = bench_fail("%s: %s", stages[i].name, message);
         own_daemon_stop(&bench->daemon);
         if (r != BENCH_DONE)
@@ -437,11 +458,10 @@ static int run_all(struct bench *bench)
 /* 0; a negative number: --help was asked for; BENCH_USAGE. */
 static int parse_arguments(int argc, char **argv, struct bench *bench)
 {
-    static const struct option options[] = {{"json", required_argument, NULL, 'j'},
-                                            {"pairs", required_argument, NULL, 'p'},
-                                            {"duration", required_argument, NULL, 'd'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {0}};
+    static const struct option options[] = {
+        {"json", required_argument, NULL, 'j'},     {"pairs", required_argument, NULL, 'p'},
+        {"duration", required_argument, NULL, 'd'}, {"small", no_argument, NULL, 's'},
+        {"help", no_argument, NULL, 'h'},           {0}};
     double number = 0;
     int option, r = 0;
 
@@ -453,6 +473,10 @@ static int parse_arguments(int argc, char **argv, struct bench *bench)
             bench->n_rounds = (uint32_t)number;
             break;
         case 'd': r = parse_duration(optarg, &bench->duration_us); break;
+        case 's':
+            bench->small = true;
+            bench->warmup_us = WARMUP_US / 10;
+            break;
         case 'h': return -1;
         default: return BENCH_USAGE;
         }
@@ -469,6 +493,7 @@ static int run(int argc, char **argv)
     if (!bench)
         return bench_fail("out of memory");
     bench->duration_us = DURATION_US;
+    bench->warmup_us = WARMUP_US;
     bench->n_rounds = 1;
     r = parse_arguments(argc, argv, bench);
     if (r != 0) {
@@ -493,7 +518,7 @@ static int run(int argc, char **argv)
 
 const struct bench_command bench_stages = {
     .name = "stages",
-    .usage = "[--pairs N] [--duration 8s] [--json FILE]",
+    .usage = "[--pairs N] [--duration 8s] [--small] [--json FILE]",
     .help = "Starts its own hearthd and measures what pooling, batching, streaming and async "
             "loading bring.",
     .run = run,

@@ -16,6 +16,8 @@ SERVE_KEYS = {"requests", "errors", "duration_s", "requests_per_s", "tokens_per_
               "first_token_us", "rss_idle_bytes", "rss_peak_bytes", "cpu_s",
               "memory_per_request_bytes", "pool_reuse", "batch_efficiency", "engine_efficiency",
               "credit_wait_ratio", "codes"}
+STAGES = ["everything off", "+ pooling", "+ batching", "+ streaming", "+ async loading"]
+STAGE_KEYS = {"stage", "requests_per_s", "p50_us", "p99_us", "memory_per_request_bytes", "gain"}
 LOAD_KEYS = {"cold_s", "warm_s", "raw_read_s", "peak_bytes", "final_bytes", "others_p99_ratio"}
 
 
@@ -148,6 +150,24 @@ def load_refuses_what_is_no_model(t):
         t.run("hearth-bench", "load", *args, code=2)
     for args in (("--pairs", "0"), ("--duration", "0s"), ("--duration", "soon"), ("more",)):
         t.run("hearth-bench", "stages", *args, code=2)
+
+
+@test
+def stages_tell_each_stage_and_each_step(t):
+    path = t.dir / "stages.json"
+    r = t.run("hearth-bench", "stages", "--small", "--pairs", "2", "--duration", "300ms", "--json",
+              path, env=temporary(t), limit_s=50)
+    rows = json.loads(path.read_text())
+    expect([row["stage"] for row in rows] == STAGES, f"{rows}")
+    for row in rows:
+        expect(STAGE_KEYS <= set(row), f"keys are {sorted(row)}")
+        expect(row["requests_per_s"] > 0 and row["p50_us"] <= row["p99_us"], f"{row}")
+        expect(row["errors"] == 0, f"{row}\n{r}")
+        step = row["to_first"]["requests_per_s"]
+        expect(step["low"] <= step["median"] <= step["high"], f"{row}")
+    expect(rows[0]["gain"] == 1 and rows[0]["to_first"]["p99_us"]["median"] == 1, f"{rows[0]}")
+    expect("everything on" in r.out and "first token p50" in r.out, f"{r}")
+    expect_nothing_left(t)
 
 
 @test
