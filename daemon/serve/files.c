@@ -47,7 +47,7 @@ int files_check(struct peer *peer, uint16_t type, struct refusal *ret_refusal)
     if (type != WIRE_WARM)
         return refusal_set(ret_refusal, CODE_BAD_FRAME, NULL,
                            "a file's descriptor goes with a warm frame alone");
-    if (registry_check_file(peer->file_fd, &peer->file_bytes) < 0)
+    if (peer->file_fd >= 0 && registry_check_file(peer->file_fd, &peer->file_bytes) < 0)
         return refusal_set(ret_refusal, CODE_BAD_FRAME, NULL,
                            "the descriptor is not of a regular file that was opened for reading "
                            "alone");

@@ -899,7 +899,7 @@ int service_frame(struct service *service, struct peer *peer, const struct wire_
 
     if (header->id == 0)
         return malformed(ret_refusal, "id 0 is the connection's own; a request has another");
-    if (peer->file_fd >= 0 && files_check(peer, header->type, ret_refusal) < 0)
+    if ((peer->file_fd >= 0 || peer->file_refused) && files_check(peer, header->type, ret_refusal) < 0)
         return -EBADMSG;
     if (header->type == WIRE_CANCEL || header->type == WIRE_CREDIT) {
         r = admission_parse(header->type, body, header->body_len, &options, ret_refusal);
