@@ -100,6 +100,13 @@ static void say_evicted(const json_t *event)
         time_text(number_of(event, "reload_us"), us));
 }
 
+static void say_predicted(const json_t *event)
+{
+    say(number_of(event, "dry_run") ? "%s would be loaded: it is likely to be wanted soon (dry-run)"
+                                    : "%s is loaded: it is likely to be wanted soon",
+        text_of(event, "model"));
+}
+
 static void say_busy(const json_t *event)
 {
     say("busy: %llu refused, the last of uid %llu: %s",
@@ -131,8 +138,9 @@ static const struct {
     const char *event;
     void (*say)(const json_t *event);
 } sayings[] = {
-    {"daemon", say_daemon},   {"state", say_state}, {"load-failed", say_failed},
-    {"evicted", say_evicted}, {"busy", say_busy},   {"lost", say_lost},
+    {"daemon", say_daemon},   {"state", say_state},         {"load-failed", say_failed},
+    {"evicted", say_evicted}, {"predicted", say_predicted}, {"busy", say_busy},
+    {"lost", say_lost},
 };
 
 static void say_event(const char *text, size_t len)

@@ -123,7 +123,7 @@ const struct config_key config_keys[] = {
      .sentence = "A load without progress for this long has failed."},
     {"loading.retries", KIND_COUNT, AT(loading.retries), .max = 100, .text = "3",
      .sentence = "How often a load that met an I/O error is tried again."},
-    {"loading.prediction", KIND_CHOICE, AT(loading.prediction), .later = true, .words = words_prediction,
+    {"loading.prediction", KIND_CHOICE, AT(loading.prediction), .words = words_prediction,
      .text = "on",
      .sentence = "Whether models are loaded ahead from what was used before; `dry-run` "
                  "counts and loads nothing."},

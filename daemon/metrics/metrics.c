@@ -48,6 +48,7 @@ static const struct ratio {
     {"credit_wait_ratio", "streaming", M_FRAMES_WAITED, M_FRAMES, _METRIC_MAX, false},
     {"streaming_efficiency", "streaming", M_FRAMES_WAITED, M_FRAMES, _METRIC_MAX, true},
     {"preload_hit_ratio", "loader", M_PRELOAD_HITS, M_PRELOAD_ASKED, _METRIC_MAX, false},
+    {"prediction_accuracy", "loader", M_PREDICTIONS_USED, M_PREDICTIONS, _METRIC_MAX, false},
 };
 
 /* A line of cache each: reactor, engine and loader threads count side by side. */

@@ -155,7 +155,7 @@ static uint64_t get(const uint8_t **at, uint32_t n)
     uint64_t value = 0;
 
     for (uint32_t i = 0; i < n; i++)
-        value |= (uint64_t)*(*at)++ << (8 * i);
+        value |= (uint64_t) * (*at)++ << (8 * i);
     return value;
 }
 
@@ -195,8 +195,7 @@ int history_write(const struct history *history, uint8_t **ret_bytes, size_t *re
     return 0;
 }
 
-static bool read_models(struct history *history, uint32_t n, const uint8_t **at,
-                        const uint8_t *end)
+static bool read_models(struct history *history, uint32_t n, const uint8_t **at, const uint8_t *end)
 {
     for (uint32_t m = 0; m < n; m++) {
         struct past_model *model = &history->models[m];

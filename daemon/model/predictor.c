@@ -132,6 +132,33 @@ uint32_t predictor_model(struct predictor *predictor, const char *name)
     return number;
 }
 
+int predictor_find(const struct predictor *predictor, const char *name)
+{
+    const struct predicted_model *model;
+
+    HASH_FIND_STR(predictor->by_name, name, model);
+    return model ? (int)(model - predictor->models) : -1;
+}
+
+const char *predictor_name(const struct predictor *predictor, uint32_t model)
+{
+    return predictor->models[model].name;
+}
+
+void predictor_set_dry_run(struct predictor *predictor, bool dry_run)
+{
+    predictor->dry_run = dry_run;
+}
+
+void predictor_restart(struct predictor *predictor)
+{
+    predictor->before = predictor->last = NOBODY;
+    shadows_empty(predictor);
+    predictor->trial = (struct trial){.mean_s = predictor->trial.mean_s,
+                                      .failures = predictor->trial.failures,
+                                      .pause = predictor->trial.pause};
+}
+
 void predictor_set_bytes(struct predictor *predictor, uint32_t model, uint64_t bytes)
 {
     predictor->models[model].bytes = bytes;

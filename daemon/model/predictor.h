@@ -51,10 +51,18 @@ void predictor_set_rate(struct predictor *predictor, double bytes_per_s);
 
 /* A model's number, the same until PREDICTOR_MAX_MODELS others have come; a new one gets one. */
 uint32_t predictor_model(struct predictor *predictor, const char *name);
+/* The same without making it known: -1 where it is not. And its name. */
+int predictor_find(const struct predictor *predictor, const char *name);
+const char *predictor_name(const struct predictor *predictor, uint32_t model);
 /* What it takes in memory. */
 void predictor_set_bytes(struct predictor *predictor, uint32_t model, uint64_t bytes);
 /* Whether it may be predicted: true at first. */
 void predictor_set_predictable(struct predictor *predictor, uint32_t model, bool predictable);
+
+/* With nobody heeding it, it cannot prove itself: it chooses its mode by its shadows alone. */
+void predictor_set_dry_run(struct predictor *predictor, bool dry_run);
+/* A new life begins after what it was told: nothing is loaded, and what comes follows nothing. */
+void predictor_restart(struct predictor *predictor);
 
 /* A request for it comes in and finds it ready, or not. True: it was counted, and what is wanted
  * has changed; false: it belongs to the one before. */

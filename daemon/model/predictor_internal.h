@@ -103,6 +103,7 @@ struct predictor {
     struct shadow shadow[_SHADOW_MAX];
     enum predictor_mode mode;
     struct trial trial;
+    bool dry_run;
     uint64_t n_requests;
 };
 
@@ -141,6 +142,8 @@ static inline double worth_with(const struct predictor *p, const bool *target, u
 void shadows_request(struct predictor *p, uint32_t model, uint64_t now_us);
 /* Chooses the mode, from them and from what really happened. */
 void mode_choose(struct predictor *p, uint32_t model, bool ready);
+/* Nothing is there any more. */
+void shadows_empty(struct predictor *p);
 /* Forgets a model whose number is given to another. */
 void shadows_forget(struct predictor *p, uint32_t model);
 double load_seconds(const struct predictor *p, uint32_t model);

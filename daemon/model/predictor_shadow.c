@@ -135,6 +135,13 @@ void shadows_forget(struct predictor *p, uint32_t model)
         p->shadow[kind].there[model] = false;
 }
 
+void shadows_empty(struct predictor *p)
+{
+    for (enum shadow_kind kind = 0; kind < _SHADOW_MAX; kind++)
+        for (uint32_t m = 0; m < p->n; m++)
+            p->shadow[kind].there[m] = false;
+}
+
 /* ---- the mode ---- */
 
 static enum predictor_mode best_mode(const struct predictor *p)
@@ -201,11 +208,11 @@ void mode_choose(struct predictor *p, uint32_t model, bool ready)
     struct trial *trial = &p->trial;
     enum predictor_mode best;
 
-    if (trial_go_on(p, model, ready)) {
+    if (trial_go_on(p, model, ready) && !p->dry_run) {
         p->mode = PREDICTOR_LRU;
         return;
     }
-    if (p->mode == PREDICTOR_LRU && trial->pause > 0) {
+    if (p->mode == PREDICTOR_LRU && trial->pause > 0 && !p->dry_run) {
         trial->pause--;
         return;
     }

@@ -10,23 +10,14 @@
 #include "daemon/log.h"
 #include "daemon/model/builtin.h"
 #include "daemon/model/holds.h"
-#include "daemon/model/residency.h"
 #include "daemon/queue.h"
 #include "lib/cleanup.h"
-
-/* A model that waits so long for room no longer waits for others to be idle: the least recently
- * used one drains (its requests finish, new ones wait), so that none keeps another out for ever. */
-#define ROOM_PATIENCE_US 1000000u
 
 /* Least time between two looks through the directories that requests ask for. */
 #define RESCAN_EVERY_US 1000000u
 
-/* Room in memory that a load asks for beyond its file's size, in percent: padding of packed rows
- * and the tokenizer. The true size is counted once it is known. */
-#define LOAD_EXTRA_PERCENT 10u
-
 /* Messages from loader threads that can wait at once: two a task, of at most one task a model. */
-#define REGISTRY_MESSAGES (4u * CATALOG_MAX_MODELS)
+#define REGISTRY_MESSAGES (4u * CATALOG_MAX_MODELS + 8u)
 
 enum message_kind { MESSAGE_BEGUN, MESSAGE_DONE };
 
@@ -227,97 +218,6 @@ void registry_fail(struct registry *registry, struct model_entry *entry, enum wi
         registry_need_changed(registry, entry);
 }
 
-uint64_t registry_need_bytes(const struct model_entry *entry)
-{
-    if (entry->reserved_bytes > 0)
-        return entry->reserved_bytes;
-    return entry->file ? registry_file_need_bytes(entry)
-                       : entry->file_bytes / 100 * (100 + LOAD_EXTRA_PERCENT);
-}
-
-/* What is loaded, as residency sees it. The last of the list is memory on its way back. */
-static size_t list_residents(const struct registry *registry, const struct model_entry *but,
-                             struct resident *residents, struct model_entry **entries)
-{
-    bool asked = but->priority == LOAD_INTERACTIVE; /* a request waits for it */
-    bool impatient = asked && registry_now_us(registry) - but->state_since_us >= ROOM_PATIENCE_US;
-    size_t n = 0;
-
-    for (struct model_entry *e = registry->entries; e; e = e->hh.next) {
-        if (e == but || e->reserved_bytes == 0)
-            continue;
-        entries[n] = e;
-        residents[n++] = (struct resident){
-            .bytes = e->reserved_bytes,
-            .last_used_us = e->last_used_us,
-            .fixed = e->pinned || e->holds > 0,
-            .busy = e->state != MODEL_READY || (e->in_use > 0 && !impatient) ||
-                    registry_is_needed(registry, e) ||
-                    (!asked && registry_used_by_others(registry, e, but->asker)),
-            .leaving = e->state == MODEL_DRAINING,
-        };
-    }
-    entries[n] = NULL;
-    residents[n++] = (struct resident){.bytes = registry->freeing_bytes, .leaving = true};
-    return n;
-}
-
-static void evict(struct registry *registry, struct model_entry *victim,
-                  const struct model_entry *newcomer)
-{
-    const struct registry_ops *ops = &registry->options.ops;
-
-    if (ops->evicted)
-        ops->evicted(ops->userdata, &(struct eviction){.victim = victim,
-                                                       .newcomer = newcomer,
-                                                       .why = "least recently used",
-                                                       .bytes = victim->reserved_bytes,
-                                                       .reload_us = victim->load_us});
-    registry_unload(registry, victim);
-}
-
-/* Starts the load of a queued entry when there is room, and makes room where that may be. */
-void registry_start_queued(struct registry *registry, struct model_entry *entry)
-{
-    size_t n = HASH_COUNT(registry->entries) + 1, n_evict;
-    _cleanup_free_ struct resident *residents = calloc(n, sizeof(*residents));
-    _cleanup_free_ struct model_entry **entries = calloc(n, sizeof(*entries));
-    _cleanup_free_ size_t *out = calloc(n, sizeof(*out));
-    uint64_t need = registry_need_bytes(entry);
-    struct newcomer newcomer = {.bytes = need, .wanted = RESIDENCY_ASKED_FOR};
-    char sentence[FAULT_TEXT_BYTES];
-
-    if (!registry_needs_are_ready(registry, entry))
-        return; /* their news bring it back here */
-    if (!residents || !entries || !out) {
-        registry_fail(registry, entry, CODE_NO_MEMORY, "no memory for the load");
-        return;
-    }
-    n = list_residents(registry, entry, residents, entries);
-    switch (residency_decide(residents, n, RESIDENCY_LRU, registry->options.budget_bytes, &newcomer,
-                             out, &n_evict)) {
-    case RESIDENCY_FITS:
-        entry->reserved_bytes = need;
-        registry_start_load(registry, entry);
-        break;
-    case RESIDENCY_EVICT:
-        registry->room_wanted = true;
-        for (size_t i = 0; i < n_evict; i++)
-            evict(registry, entries[out[i]], entry);
-        break;
-    case RESIDENCY_WAIT: registry->room_wanted = true; break;
-    case RESIDENCY_WORTHLESS:
-    case RESIDENCY_IMPOSSIBLE:
-        snprintf(sentence, sizeof(sentence),
-                 "%s needs %" PRIu64 " MiB, and of the memory_budget of %" PRIu64 " MiB %" PRIu64
-                 " MiB are in use; unload a model or raise the budget",
-                 entry->name, need >> 20, registry->options.budget_bytes >> 20,
-                 registry_loaded_bytes(registry) >> 20);
-        registry_fail(registry, entry, CODE_NO_MEMORY, sentence);
-        break;
-    }
-}
-
 /* The one that has waited for room longest, of those that came after `turn`. */
 static struct model_entry *next_in_turn(const struct registry *registry, uint64_t turn)
 {
@@ -437,11 +337,12 @@ int registry_want_for(struct registry *registry, struct model_entry *entry,
     return entry->state == MODEL_READY ? 0 : 1;
 }
 
-static void go_cold(struct registry *registry, struct model_entry *entry)
+void registry_go_cold(struct registry *registry, struct model_entry *entry)
 {
     entry->again = entry->again && !registry->shutting_down && !entry->file;
     entry->wanted = entry->again && entry->wanted;
     entry->reserved_bytes = 0;
+    registry_foreseen_left(registry, entry);
     /* Whoever waits for it reads in `again` that it comes back. */
     registry_set_state(registry, entry, MODEL_COLD);
     if (entry->again) {
@@ -463,7 +364,7 @@ static void load_done(struct registry *registry, struct model_entry *entry, stru
     entry->identity = task->identity;
     entry->load_us = task->load_us;
     if (task->error == -ECANCELED) {
-        go_cold(registry, entry);
+        registry_go_cold(registry, entry);
         return;
     }
     /* A load that was over before it could be cancelled. */
@@ -476,6 +377,8 @@ static void load_done(struct registry *registry, struct model_entry *entry, stru
     }
     entry->model = TAKE_PTR(task->model);
     entry->loaded_bytes = atomic_load(&task->progress.total_bytes);
+    entry->evicted = false;
+    registry_foreseen_loaded(registry, entry);
     info = model_info(entry->model);
     entry->reserved_bytes = info->weight_bytes + info->other_bytes;
     registry_set_state(registry, entry, MODEL_WARMING);
@@ -518,6 +421,7 @@ void registry_warmed(struct registry *registry, struct model_entry *entry, const
         registry_unload(registry, entry);
     else
         registry_start_waiting(registry); /* it may have to go at once */
+    registry_foresee(registry);
 }
 
 void registry_detached(struct registry *registry, struct model_entry *entry)
@@ -525,7 +429,7 @@ void registry_detached(struct registry *registry, struct model_entry *entry)
     assert(entry->state == MODEL_DRAINING);
     metrics_add(registry->options.metrics, M_UNLOADS, 1);
     free_model(registry, entry);
-    go_cold(registry, entry);
+    registry_go_cold(registry, entry);
     registry_start_waiting(registry);
 }
 
@@ -539,7 +443,7 @@ void registry_unload(struct registry *registry, struct model_entry *entry)
         if (entry->task)
             loader_cancel(registry->loader, entry->task); /* its `done` makes the model cold */
         else
-            go_cold(registry, entry);
+            registry_go_cold(registry, entry);
         break;
     case MODEL_WARMING: entry->leaving = true; break;
     case MODEL_READY:
@@ -550,7 +454,7 @@ void registry_unload(struct registry *registry, struct model_entry *entry)
             registry->options.ops.detach(registry->options.ops.userdata, entry);
         break;
     case MODEL_DRAINING: entry->again = false; break;
-    case MODEL_FAILED: go_cold(registry, entry); break;
+    case MODEL_FAILED: registry_go_cold(registry, entry); break;
     case MODEL_COLD: break;
     }
 }
@@ -585,7 +489,9 @@ static void take_done(struct registry *registry, struct load_task *task)
         registry_file_work_done(registry, task);
     switch (task->kind) {
     case TASK_CALL:
-        if (!task->own)
+        if (registry_is_save(registry, task))
+            registry_saved(registry, task);
+        else if (!task->own)
             scan_done(registry, task);
         break;
     case TASK_FREE:
@@ -634,6 +540,9 @@ void registry_tick(struct registry *registry)
             registry_unload(registry, entry);
     }
     start_in_turn(registry);
+    registry_foresee(registry);
+    registry_bring_back_eager(registry);
+    registry_save_history(registry, false);
 }
 
 bool registry_shut_down(struct registry *registry)
@@ -641,6 +550,8 @@ bool registry_shut_down(struct registry *registry)
     struct model_entry *entry, *next;
     bool quiet = true;
 
+    if (!registry->shutting_down)
+        registry_save_history(registry, true);
     registry->shutting_down = true;
     HASH_ITER (hh, registry->entries, entry, next) {
         if (entry->state == MODEL_COLD || entry->state == MODEL_FAILED)
@@ -681,6 +592,8 @@ int registry_new(const struct registry_options *options, struct registry **ret_r
     if (r == 0)
         r = holds_new(&registry->holds);
     if (r == 0)
+        r = registry_foresight_new(registry);
+    if (r == 0)
         r = queue_new(REGISTRY_MESSAGES, &registry->queue);
     if (r < 0)
         fault_set(ret_fault, r, "cannot set up the registry: %s", strerror(-r));
@@ -712,8 +625,10 @@ struct registry *registry_free(struct registry *registry)
             struct load_task *task = messages[i].subject;
             if (messages[i].kind != MESSAGE_DONE)
                 continue;
-            if (task->kind == TASK_CALL)
+            if (task->kind == TASK_CALL && task == registry->scan)
                 catalog_free(task->result);
+            else if (registry_is_save(registry, task))
+                registry_saved(registry, task);
             load_task_free(task);
         }
     }
@@ -723,6 +638,7 @@ struct registry *registry_free(struct registry *registry)
         registry_delete(registry, entry);
     }
     holds_free(registry->holds);
+    registry_foresight_free(registry);
     free(registry);
     return NULL;
 }

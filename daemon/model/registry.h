@@ -87,6 +87,15 @@ struct model_entry {
     struct file_identity identity; /* of the file that was loaded or that failed */
     enum wire_code code;           /* failed: with this code */
     char error[FAULT_TEXT_BYTES];
+    uint64_t asked_us;     /* when a request last asked for it; 0: never */
+    uint64_t predicted_us; /* when it was predicted, until it is used or leaves; 0: not */
+    bool evicted;          /* it had to go for another, and has not been loaded since */
+    uint32_t evictions;
+    struct {
+        char by[WIRE_MAX_MODEL_NAME + 1];
+        const char *why;
+        uint64_t bytes, reload_us;
+    } last_eviction; /* by: empty before the first */
     struct model_user users[MODEL_USERS];
     uint32_t n_users;
     UT_hash_handle hh;
@@ -114,6 +123,9 @@ struct registry_ops {
     void *userdata;
     /* A model will be unloaded for another's sake. May be NULL. */
     void (*evicted)(void *userdata, const struct eviction *eviction);
+    /* A model is loaded, or with loading.prediction dry-run would be, before anybody asks. May be
+     * NULL. */
+    void (*predicted)(void *userdata, const struct model_entry *entry, bool dry_run);
 };
 
 struct registry_options {
@@ -124,6 +136,7 @@ struct registry_options {
     const struct engine_pulse *pulse; /* whom loads step back for; NULL: nobody */
     uint64_t budget_bytes;  /* for models */
     const char *names_path; /* list of names for when no daemon runs; NULL: none is written */
+    const char *history_path; /* what was asked for, for the next start; NULL: it is forgotten */
     struct registry_ops ops;
 };
 
@@ -181,6 +194,9 @@ int registry_want(struct registry *registry, struct model_entry *entry, enum loa
  * within MODEL_RECENT_US does not have to go for it. */
 int registry_want_for(struct registry *registry, struct model_entry *entry,
                       enum load_priority priority, uint32_t uid, bool retry);
+/* A request asks for the model, before it wants it: counts whether it was ready, and is remembered for
+ * prediction. */
+void registry_asked(struct registry *registry, struct model_entry *entry);
 /* Lets it go: cancels a load, drains a ready one. */
 void registry_unload(struct registry *registry, struct model_entry *entry);
 /* The same by order: one that is held goes when its last hold lets go. */

@@ -67,6 +67,7 @@ void registry_unuse(struct registry *registry, struct model_entry *entry, uint32
         registry_file_idle(registry, entry);
     else
         registry_start_waiting(registry);
+    registry_foresee(registry);
 }
 
 bool registry_used_by_others(const struct registry *registry, const struct model_entry *entry,

@@ -6,6 +6,7 @@
 #define HEARTH_MODEL_REGISTRY_INTERNAL_H
 
 #include "daemon/model/registry.h"
+#include "daemon/model/residency.h"
 
 struct registry {
     struct registry_options options;
@@ -14,6 +15,7 @@ struct registry {
     struct queue *queue;
     struct model_entry *entries; /* uthash, sorted by name */
     struct holds *holds;
+    struct foresight *foresight;
     uint64_t freeing_bytes;      /* of models whose memory is being given back */
     uint64_t scanned_us;
     struct load_task *scan; /* the look that is under way */
@@ -74,5 +76,35 @@ void registry_share_load(struct registry *registry, struct model_entry *entry, u
 void registry_check_load(struct registry *registry, struct model_entry *entry, uint64_t now);
 /* Whether nothing keeps a ready model any more and its keep_alive is over. */
 bool registry_kept_long_enough(const struct registry *registry, const struct model_entry *entry);
+
+/* The entry is cold from now on, or queued again where it was asked for meanwhile. May free it. */
+void registry_go_cold(struct registry *registry, struct model_entry *entry);
+
+/* What residency says about a model's load now (registry_room.c), without doing anything. */
+enum residency_verdict registry_room_for(const struct registry *registry,
+                                         const struct model_entry *entry);
+
+/* ---- prediction (registry_predict.c) ---- */
+
+int registry_foresight_new(struct registry *registry);
+void registry_foresight_free(struct registry *registry);
+/* How wanted the model is, as a resident and as a newcomer; and whether that orders evictions. */
+double registry_wanted(const struct registry *registry, const struct model_entry *entry);
+double registry_worth(const struct registry *registry, const struct model_entry *entry);
+enum residency_order registry_order(const struct registry *registry);
+/* Whether the entry's load, under way or waiting, is a prediction that nobody has asked for yet. */
+bool registry_is_prediction(const struct model_entry *entry);
+/* Loads what is likely to be wanted next, where nothing else loads; call when something has come to
+ * an end, and once a second. */
+void registry_foresee(struct registry *registry);
+/* Eager models that had to go come back where there is room without asking anybody. */
+void registry_bring_back_eager(struct registry *registry);
+/* A load is over: what it tells. The model leaves, or its load is given up: what it was good for. */
+void registry_foreseen_loaded(struct registry *registry, const struct model_entry *entry);
+void registry_foreseen_left(struct registry *registry, struct model_entry *entry);
+/* Has the history written, on a loader's thread, where it has changed: once in a while, or `now`. */
+void registry_save_history(struct registry *registry, bool now);
+bool registry_is_save(const struct registry *registry, const struct load_task *task);
+void registry_saved(struct registry *registry, struct load_task *task);
 
 #endif

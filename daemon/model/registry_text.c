@@ -32,6 +32,13 @@ void registry_write_stats(const struct model_entry *entry, FILE *out)
 {
     fprintf(out, "requests %" PRIu64 "\ntokens %" PRIu64 "\nin_use %u\nload_us %" PRIu64 "\n",
             entry->requests, entry->tokens, entry->in_use, entry->load_us);
+    fprintf(out, "evictions %u\n", entry->evictions);
+    if (entry->last_eviction.by[0])
+        fprintf(out,
+                "evicted_for %s\nevicted_why %s\nevicted_bytes %" PRIu64
+                "\nevicted_reload_us %" PRIu64 "\n",
+                entry->last_eviction.by, entry->last_eviction.why, entry->last_eviction.bytes,
+                entry->last_eviction.reload_us);
 }
 
 /* ---- series of hearth.prom ---- */

@@ -56,7 +56,7 @@ struct server {
     uint64_t connections_due_us, service_due_us, status_due_us, watchdog_due_us;
     uint64_t watchdog_us; /* 0: not asked for */
     uint64_t idle_since_us;
-    char *names_path;
+    char *names_path, *history_path;
 };
 
 static uint64_t now_us(const struct server *server)
@@ -279,22 +279,26 @@ int server_run(struct server *server)
 
 /* ---- setting up ---- */
 
-/* Where the list of names goes that is read while no daemon runs. */
-static int find_names_path(struct server *server)
+/* Where the list of names goes that is read while no daemon runs, and the history of requests. */
+static int find_state_paths(struct server *server)
 {
     const char *path = server->listener.path;
     size_t len = strlen(path), suffix = strlen("/hearth.sock");
     bool own_directory = len >= suffix && strcmp(path + len - suffix, "/hearth.sock") == 0;
-    int n = own_directory
-                ? asprintf(&server->names_path, "%s/models.list", server->options.config->state_dir)
-                : asprintf(&server->names_path, "%s.models", path);
+    const char *state_dir = server->options.config->state_dir;
 
-    if (n < 0) {
+    if ((own_directory ? asprintf(&server->names_path, "%s/models.list", state_dir)
+                       : asprintf(&server->names_path, "%s.models", path)) < 0) {
         server->names_path = NULL;
         return -ENOMEM;
     }
+    if ((own_directory ? asprintf(&server->history_path, "%s/history", state_dir)
+                       : asprintf(&server->history_path, "%s.history", path)) < 0) {
+        server->history_path = NULL;
+        return -ENOMEM;
+    }
     if (own_directory)
-        mkdir(server->options.config->state_dir, 0755); /* where it cannot be, no list is written */
+        mkdir(state_dir, 0755); /* where it cannot be, no list is written */
     return 0;
 }
 
@@ -339,12 +343,13 @@ static int open_parts(struct server *server, struct fault *ret_fault)
     if (r < 0)
         return r;
     server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    r = server->epoll_fd < 0 ? -errno : find_names_path(server);
+    r = server->epoll_fd < 0 ? -errno : find_state_paths(server);
     if (r == 0)
         r = add_signals(server);
     if (r < 0)
         return fault_set(ret_fault, r, "cannot set up the reactor: %s", strerror(-r));
     service.names_path = server->names_path;
+    service.history_path = server->history_path;
     r = service_new(&service, &server->service, ret_fault);
     if (r < 0)
         return r;
@@ -392,6 +397,7 @@ struct server *server_free(struct server *server)
     if (server->epoll_fd >= 0)
         close(server->epoll_fd);
     free(server->names_path);
+    free(server->history_path);
     free(server);
     return NULL;
 }

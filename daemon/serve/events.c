@@ -279,6 +279,19 @@ void events_evicted(struct events *events, const struct eviction *eviction)
     add(events, out, &line);
 }
 
+void events_predicted(struct events *events, const struct model_entry *entry, bool dry_run)
+{
+    char *line = NULL;
+    size_t len;
+    FILE *out = begin(events, "predicted", &line, &len);
+
+    if (!out)
+        return;
+    put_text(out, "model", entry->name);
+    put_number(out, "dry_run", dry_run);
+    add(events, out, &line);
+}
+
 void events_daemon(struct events *events, const char *state)
 {
     char *line = NULL;

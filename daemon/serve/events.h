@@ -35,6 +35,8 @@ void events_resume(struct events *events, struct request *request);
 /* What happens. A model's state has changed; it has failed, with entry->code and entry->error. */
 void events_state(struct events *events, const struct model_entry *entry);
 void events_evicted(struct events *events, const struct eviction *eviction);
+/* It is loaded before anybody asks, or with a dry run would be. */
+void events_predicted(struct events *events, const struct model_entry *entry, bool dry_run);
 /* "draining". */
 void events_daemon(struct events *events, const char *state);
 /* A request or connection of that user was refused with `busy`. */

@@ -23,9 +23,6 @@
 /* How often loads are looked after and progress is told. */
 #define TICK_US 100000u
 
-/* Requests for a model with gaps longer than this are counted anew for preload hits. */
-#define PRELOAD_GAP_US 1000000u
-
 /* Changes only when the same request may give other tokens than before. */
 #define NUMERICS_VERSION 1u
 
@@ -526,6 +523,17 @@ static void on_evicted(void *userdata, const struct eviction *eviction)
     events_evicted(service->events, eviction);
 }
 
+static void on_predicted(void *userdata, const struct model_entry *entry, bool dry_run)
+{
+    struct service *service = userdata;
+
+    log_write(LOG_INFO, &(struct log_fields){.model = entry->name},
+              dry_run ? "model %s would be loaded: it is likely to be wanted soon"
+                      : "model %s is likely to be wanted soon",
+              entry->name);
+    events_predicted(service->events, entry, dry_run);
+}
+
 static int on_attach(void *userdata, struct model_entry *entry)
 {
     struct service *service = userdata;
@@ -574,16 +582,6 @@ static void on_expel(void *userdata, struct model_entry *entry)
 
 /* ---- admission of generations ---- */
 
-static void count_preload(struct service *service, struct model_entry *entry)
-{
-    struct metrics *metrics = service->options.metrics;
-
-    if (entry->last_used_us && service_now_us(service) - entry->last_used_us < PRELOAD_GAP_US)
-        return;
-    metrics_add(metrics, M_PRELOAD_ASKED, 1);
-    metrics_add(metrics, M_PRELOAD_HITS, entry->state == MODEL_READY);
-}
-
 void service_want_model(struct service *service, struct request *request, struct model_entry *entry)
 {
     int r = registry_want_for(service->registry, entry, LOAD_INTERACTIVE, request->job.uid, false);
@@ -603,7 +601,7 @@ void service_want_model(struct service *service, struct request *request, struct
 
 static void want_model(struct service *service, struct request *request, struct model_entry *entry)
 {
-    count_preload(service, entry);
+    registry_asked(service->registry, entry);
     service_want_model(service, request, entry);
 }
 
@@ -1192,11 +1190,13 @@ static int new_registry(struct service *service, uint64_t budget_bytes, struct f
         .pulse = &service->pulse,
         .budget_bytes = budget_bytes > kv_bytes ? budget_bytes - kv_bytes : 0,
         .names_path = service->options.names_path,
+        .history_path = service->options.history_path,
         .ops = {.attach = on_attach,
                 .detach = on_detach,
                 .expel = on_expel,
                 .changed = on_changed,
                 .evicted = on_evicted,
+                .predicted = on_predicted,
                 .userdata = service},
     };
 

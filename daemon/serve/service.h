@@ -23,7 +23,7 @@ struct service_options {
     const struct kernel_table *kernels;
     struct metrics *metrics;
     const struct clock *clock;
-    const char *names_path; /* see registry_options */
+    const char *names_path, *history_path; /* see registry_options */
 };
 
 int service_new(const struct service_options *options, struct service **ret_service,
