@@ -202,12 +202,13 @@ static bool load_ahead(struct registry *registry, struct model_entry *entry)
     return true;
 }
 
-/* Notes what is loaded or on its way; false: something loads already, so this is no time. */
+/* Notes what is loaded; false: something loads or leaves already, so this is no time. */
 static bool look_at_models(struct registry *registry, bool *ret_loaded)
 {
     for (struct model_entry *e = registry->entries; e; e = e->hh.next) {
         int number;
-        if (e->state == MODEL_QUEUED || e->state == MODEL_LOADING || e->state == MODEL_WARMING)
+        if (e->state == MODEL_QUEUED || e->state == MODEL_LOADING || e->state == MODEL_WARMING ||
+            e->state == MODEL_DRAINING)
             return false;
         number = predictor_find(registry->foresight->predictor, e->name);
         if (number >= 0)

@@ -527,10 +527,6 @@ static void on_predicted(void *userdata, const struct model_entry *entry, bool d
 {
     struct service *service = userdata;
 
-    log_write(LOG_INFO, &(struct log_fields){.model = entry->name},
-              dry_run ? "model %s would be loaded: it is likely to be wanted soon"
-                      : "model %s is likely to be wanted soon",
-              entry->name);
     events_predicted(service->events, entry, dry_run);
 }
 
