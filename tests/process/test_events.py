@@ -111,6 +111,19 @@ def long_line_comes_in_parts_and_whole(t):
 
 
 @test
+def shell_reads_events_line_by_line(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    loop = f"for i in 1 2 3; do read -r line; echo got $line; done <{m.path / EVENTS}"
+    shell = t.start("sh", "-c", loop, stdout=subprocess.PIPE)
+    wait_for(lambda: f"{m.path / EVENTS}" in _open_files(shell.pid), "the shell to open it")
+    for number in (1, 2, 3):
+        fake.do(f"event {number}")
+    expect(shell.wait(20) == 0 and shell.stdout.read() == b"got 1\ngot 2\ngot 3\n",
+           "the shell has missed something")
+
+
+@test
 def events_can_be_polled_and_read_without_blocking(t):
     fake = Fake(t)
     m = t.mount(fake)
