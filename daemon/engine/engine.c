@@ -164,6 +164,18 @@ uint64_t engine_kv_bytes(const struct engine *engine, const struct model *model,
            model->kernels->kv_page_bytes(&shape);
 }
 
+uint32_t engine_context_tokens(const struct engine *engine, const struct model *model)
+{
+    struct kv_shape shape = kv_shape_of(engine, model);
+    struct kv_space space;
+    uint64_t n_tiles;
+
+    kv_space_init(&space, engine->pool, model->kernels->kv_page_bytes(&shape));
+    n_tiles = kv_space_most(&space) / model->hparams.n_layers;
+    return n_tiles < model->context_tokens / KV_TILE ? (uint32_t)n_tiles * KV_TILE
+                                                     : model->context_tokens;
+}
+
 int sequence_reserve(struct sequence *sequence, uint32_t n_tokens)
 {
     struct model *model = sequence->model;

@@ -185,6 +185,8 @@ struct engine_kv_stats {
 void engine_kv_stats(const struct engine *engine, struct engine_kv_stats *ret_stats);
 /* Bytes of the pages for n_tokens positions (capped at the context) of the model. */
 uint64_t engine_kv_bytes(const struct engine *engine, const struct model *model, uint32_t n_tokens);
+/* Positions that a sequence can have at most: the model's context, or what the budget gives. */
+uint32_t engine_context_tokens(const struct engine *engine, const struct model *model);
 
 /* ---- steps ---- */
 

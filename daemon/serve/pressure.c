@@ -274,13 +274,13 @@ void pressure_step_over(struct pressure *pressure)
 
 /* ---- begin and grow ---- */
 
-static uint32_t most_tokens(const struct request *request, const struct model *model)
+static uint32_t most_tokens(const struct request *request, uint32_t context_tokens)
 {
     uint64_t most = request->n_prompt;
 
     if (request->kind == REQUEST_COMPLETE)
         most += request->max_tokens;
-    return (uint32_t)MIN(most, model_info(model)->context_tokens);
+    return (uint32_t)MIN(most, context_tokens);
 }
 
 /* With `bytes` more its user has more than his share, while others wait. Who has nothing may have
@@ -337,7 +337,8 @@ static int denied(struct pressure *pressure, struct request *request, int error)
 
 int pressure_begin(struct pressure *pressure, struct request *request, struct model *model)
 {
-    uint32_t most = most_tokens(request, model);
+    uint32_t context_tokens = engine_context_tokens(pressure->options.engine, model);
+    uint32_t most = most_tokens(request, context_tokens);
     struct sequence_start start = {
         .reserve_tokens = whole_pages(MIN(request->n_ids + PRESSURE_MARGIN_TOKENS, most)),
         .most_tokens = most,
@@ -350,6 +351,8 @@ int pressure_begin(struct pressure *pressure, struct request *request, struct mo
     uint64_t bytes = engine_kv_bytes(pressure->options.engine, model, start.reserve_tokens);
     int r;
 
+    if (request->n_ids > context_tokens)
+        return -ENOSPC;
     request->kv.payer = payer_get(pressure, request->job.uid);
     if (!request->kv.payer)
         return denied(pressure, request, -ENOMEM);

@@ -41,6 +41,7 @@ struct runner_model {
     struct model *model;
     void *subject;
     struct lane *lane;
+    uint32_t context_tokens; /* its own, or what the KV budget gives */
     struct step_row *rows;  /* max_batch of them, for the open step */
     uint64_t step_us;       /* of the open step so far */
     uint64_t weight_passes; /* counted so far */
@@ -367,9 +368,9 @@ static int admit_kv(void *userdata, struct job *job)
 
     if (r == -ENOSPC)
         request_fail(request, CODE_NO_MEMORY,
-                     "%u tokens of prompt and up to %u more need more KV memory than there is in "
-                     "all; ask for fewer max_tokens or raise engine.kv_budget",
-                     request->n_prompt, request->max_tokens);
+                     "a prompt of %u tokens needs more KV memory than there is in all; shorten it "
+                     "or raise engine.kv_budget",
+                     request->n_prompt);
     else if (r < 0 && r != -EAGAIN && r != -EBUSY && r != -EDQUOT)
         request_fail(request, CODE_NO_MEMORY, "no memory for another sequence");
     if (r < 0 || request->started_us)
@@ -493,6 +494,7 @@ static void take_add_model(struct runner *runner, struct runner_model *rm)
 {
     int r = lane_new(runner->batcher, rm, &rm->lane);
 
+    rm->context_tokens = engine_context_tokens(runner->engine, rm->model);
     if (r == 0)
         r = warm_model(runner, rm);
     if (r == -ENOSPC)
@@ -633,7 +635,7 @@ static bool take_token(struct runner *runner, struct request *request, int32_t i
         finish_with(runner, request, END_STOP);
     else if (request->n_ids - request->n_prompt >= request->max_tokens)
         finish_with(runner, request, END_LENGTH);
-    else if (request->n_ids >= model_info(model)->context_tokens)
+    else if (request->n_ids >= request->runner_model->context_tokens)
         finish_with(runner, request, END_CONTEXT);
     return !request->ended;
 }
