@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "process"
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from lib import wire  # noqa: E402
+from lib.users import client_of  # noqa: E402
 from running import WIDE_LIMITS, Daemon, default_model, interval, shown  # noqa: E402
 
 PLAIN = "engine: {prefix_cache: no}\n"
@@ -114,42 +116,70 @@ def as_user(uid):
     return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
 
 
-def together(daemon, args, model, b_in_flight):
-    """Both users' loads at once, of the same request: A's and B's figures, and the mean step in
-    microseconds."""
-    load = ["--model", model, "--prompt", "Once upon a", "--duration", args.duration,
-            "--warmup", "1500ms"]
-    before = daemon.counters()
-    a = daemon.start_serve(*load, "--connections", "63", "--in-flight", "8",
-                           prefix=as_user(USER_A))
-    b = daemon.start_serve(*load, "--connections", "1", "--in-flight", str(b_in_flight),
+PROMPT = "Once upon a"
+
+
+def crowd(daemon, model, duration):
+    """User A's load: 63 connections of 8 requests."""
+    return daemon.start_serve("--model", model, "--prompt", PROMPT, "--connections", "63",
+                              "--in-flight", "8", "--duration", duration, "--warmup", "1500ms",
+                              prefix=as_user(USER_A))
+
+
+def share_of_b(daemon, args, model):
+    """B's part of the requests of both. Engine time is charged by rows, and all requests are alike:
+    it is as the requests are."""
+    a = crowd(daemon, model, args.duration)
+    b = daemon.start_serve("--model", model, "--prompt", PROMPT, "--connections", "1",
+                           "--in-flight", "128", "--duration", args.duration, "--warmup", "1500ms",
                            prefix=as_user(USER_B))
     a, b = daemon.serve_result(a), daemon.serve_result(b)
-    after = daemon.counters()
-    steps = after["steps_total"] - before["steps_total"]
-    busy = after["engine_busy_seconds_total"] - before["engine_busy_seconds_total"]
-    return a, b, 1e6 * busy / max(steps, 1)
+    return b["requests"] / (a["requests"] + b["requests"]), a["errors"] + b["errors"]
+
+
+def one_at_a_time(daemon, args, model):
+    """B's times with one request in flight beside A's crowd, in steps: as B sees them, and from the
+    request's arrival at the engine to its token, as the daemon says."""
+    length = float(args.duration.rstrip("ms")) / (1000 if args.duration.endswith("ms") else 1)
+    a = crowd(daemon, model, f"{length + 2}s")
+    seen, inside = [], []
+    time.sleep(2)
+    with client_of(daemon.socket, USER_B) as client:
+        before, until = daemon.counters(), time.monotonic() + length
+        while time.monotonic() < until:
+            began = time.monotonic()
+            done = client.ask("COMPLETE", ("MODEL", model), ("PROMPT", PROMPT), ("MAX_TOKENS", 1),
+                              ("IGNORE_EOS", True))[-1]
+            seen.append(1e6 * (time.monotonic() - began))
+            if done.type != "DONE":
+                sys.exit(f"user B was refused: {done}")
+            inside.append(done.get("QUEUED_US") + done.get("PREFILL_US"))
+        after = daemon.counters()
+    daemon.serve_result(a)
+    step_us = (1e6 * (after["engine_busy_seconds_total"] - before["engine_busy_seconds_total"]) /
+               max(after["steps_total"] - before["steps_total"], 1))
+    return [percentile(values, p) / step_us for values in (seen, inside) for p in (50, 99)]
+
+
+def percentile(values, p):
+    return sorted(values)[min(len(values) - 1, int(len(values) * p / 100))]
 
 
 def fairness(args, results):
     if os.geteuid() != 0:
-        sys.exit("fairness needs root: it runs its clients as two users by setpriv")
+        sys.exit("fairness needs root: it runs its clients as two users")
     model, files = args.model
-    shares, waits, middles, errors = [], [], [], 0
+    shares, waits, errors = [], [], 0
     with Daemon(PLAIN + "batching: {max_batch: 32}\n" + WIDE_LIMITS, files, args.build) as daemon:
         daemon.open_to_all()
         for _ in range(args.pairs):
-            # Engine time is charged by rows, and all requests are alike: it is as the requests are.
-            a, b, _ = together(daemon, args, model, 128)
-            shares.append(b["requests"] / (a["requests"] + b["requests"]))
-            errors += a["errors"] + b["errors"]
-            a, b, step_us = together(daemon, args, model, 1)
-            waits.append(b["latency_us"]["p99"] / step_us)
-            middles.append(b["latency_us"]["p50"] / step_us)
-            errors += a["errors"] + b["errors"]
+            share, failed = share_of_b(daemon, args, model)
+            shares.append(share)
+            errors += failed
+            waits.append(one_at_a_time(daemon, args, model))
     tell(shares, "B's share of the engine, 128 in flight", results)
-    tell(middles, "B's p50 with one in flight, in steps", results, 2)
-    tell(waits, "B's p99 with one in flight, in steps", results, 2)
+    for i, what in enumerate(("p50", "p99", "p50 in the daemon", "p99 in the daemon")):
+        tell([w[i] for w in waits], f"B's {what}, one in flight, in steps", results, 2)
     print(f"errors: {errors}")
 
 
