@@ -21,12 +21,6 @@ uint64_t view_now_us(void)
     return (uint64_t)ts.tv_sec * 1000000u + (uint64_t)ts.tv_nsec / 1000u;
 }
 
-uint64_t view_look(struct view *view, uint64_t now_us)
-{
-    view->looked_us = now_us;
-    return now_us > MIRROR_AGE_US ? now_us - MIRROR_AGE_US : 1;
-}
-
 /* ---- the tree follows the mirror ---- */
 
 static int follow_models(struct view *view)
@@ -61,6 +55,13 @@ static void follow(struct view *view)
     /* Short of memory the tree stays as it was and the next step tries again. */
     if (follow_models(view) == 0 && follow_metrics(view) == 0)
         view->changes = mirror_changes(view->mirror);
+}
+
+uint64_t view_look(struct view *view, uint64_t now_us)
+{
+    follow(view); /* what has arrived may be more than the last step has seen */
+    view->looked_us = now_us;
+    return now_us > MIRROR_AGE_US ? now_us - MIRROR_AGE_US : 1;
 }
 
 /* ---- attributes ---- */

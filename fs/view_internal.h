@@ -101,7 +101,8 @@ static inline struct handle *handle_of(const struct fuse_file_info *file)
     return (struct handle *)(uintptr_t)file->fh;
 }
 
-/* Notes that somebody looks, and says since when values must hold for him. */
+/* Somebody looks: the tree has what the copy has, and this is since when values must hold for him.
+ */
 uint64_t view_look(struct view *view, uint64_t now_us);
 void view_fill_attr(const struct view *view, uint64_t ino, mode_t mode, struct stat *ret_attr);
 void view_fill_entry(const struct view *view, uint64_t parent, uint64_t ino, mode_t mode,
