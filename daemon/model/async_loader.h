@@ -16,10 +16,10 @@
 
 #include "daemon/model/load_task.h"
 
-/* Threads that share one load, so that one packs while another reads. */
-#define LOADER_HANDS 2u
+/* Threads that share one load: one packs, and the disk still has two reads to do. */
+#define LOADER_HANDS 3u
 /* Threads at most that were abandoned and are still stuck; beyond it none is replaced. */
-#define LOADER_MAX_ABANDONED 8u
+#define LOADER_MAX_ABANDONED 12u
 /* Tasks at once that have a thread of their own. */
 #define LOADER_MAX_OWN 32u
 

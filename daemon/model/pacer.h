@@ -20,7 +20,7 @@
 /* Rest for each microsecond of CPU: one eighth of a CPU at first, a quarter of one later. */
 #define PACER_REST_FIRST  7u
 #define PACER_REST_LATER  3u
-#define PACER_PATIENCE_US 2500000u
+#define PACER_PATIENCE_US 2000000u
 
 struct pacer {
     const struct engine_pulse *pulse; /* NULL: nobody to step back for */

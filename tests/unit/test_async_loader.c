@@ -201,14 +201,15 @@ static struct load_task *gate_task(struct gate *gate)
     return task;
 }
 
-/* Keeps all threads of normal priority busy; they are at the gate when it returns. */
-static void block_threads(struct world *world, struct gate *gate)
+/* Keeps all threads of normal priority busy; they are at the gate when it returns. How many. */
+static uint32_t block_threads(struct world *world, struct gate *gate)
 {
     uint32_t n = MAX(world->options.max_concurrent, LOADER_HANDS);
 
     for (uint32_t i = 0; i < n; i++)
         loader_submit(world->loader, gate_task(gate));
     wait_for_waiting(gate, (int)n);
+    return n;
 }
 
 static uint64_t metric(const struct world *world, enum metric_id id)
@@ -273,8 +274,8 @@ Test(async_loader, the_most_urgent_begins_first_then_the_higher_rank_then_the_ol
     } asked[6] = {{LOAD_WARM, 0},        {LOAD_WARM, 5},        {LOAD_WARM, 0},
                   {LOAD_INTERACTIVE, 0}, {LOAD_INTERACTIVE, 9}, {LOAD_WARM, 0}};
     static const int order[6] = {4, 3, 2, 1, 0, 5}; /* task 2 is made interactive */
+    uint32_t n = block_threads(world, &gate);
 
-    block_threads(world, &gate);
     for (int i = 0; i < 6; i++) {
         tasks[i] = builtin_task(asked[i].priority);
         tasks[i]->rank = asked[i].rank;
@@ -284,9 +285,9 @@ Test(async_loader, the_most_urgent_begins_first_then_the_higher_rank_then_the_ol
     cr_assert(loader_promote(world->loader, tasks[2], LOAD_INTERACTIVE));
     cr_assert(loader_promote(world->loader, tasks[3], LOAD_WARM), "nobody becomes less urgent");
     open_gate(&gate);
-    wait_done(world, 2 + 6);
+    wait_done(world, n + 6);
     for (int i = 0; i < 6; i++)
-        cr_expect_eq(world->begun[2 + i], tasks[order[i]], "place %d", i);
+        cr_expect_eq(world->begun[n + i], tasks[order[i]], "place %d", i);
     leave(world);
 }
 
@@ -334,16 +335,16 @@ Test(async_loader, one_user_alone_has_no_more_than_a_share)
     leave(world);
 }
 
-Test(async_loader, two_threads_share_a_load_while_nobody_else_waits)
+Test(async_loader, threads_share_a_load_while_nobody_else_waits)
 {
-    struct world *world = start(build(3, 0));
+    struct world *world = start(build(LOADER_HANDS + 1, 0));
     struct load_task *first = builtin_task(LOAD_WARM), *second = builtin_task(LOAD_WARM);
 
     loader_submit(world->loader, first);
-    wait_for_waiting(&packing_gate, 2);
+    wait_for_waiting(&packing_gate, LOADER_HANDS);
     cr_assert_eq(atomic_load(&first->n_hands), LOADER_HANDS, "no more than that");
     loader_submit(world->loader, second);
-    wait_for_waiting(&packing_gate, 3);
+    wait_for_waiting(&packing_gate, LOADER_HANDS + 1);
     cr_assert(atomic_load(&second->started));
     open_gate(&packing_gate);
     wait_done(world, 2);
@@ -462,8 +463,8 @@ Test(async_loader, a_load_that_waits_is_cancelled_at_once)
     struct gate gate = GATE_SHUT;
     struct world *world = start(build(1, ALL_OPEN));
     struct load_task *task = builtin_task(LOAD_WARM);
+    uint32_t n = block_threads(world, &gate);
 
-    block_threads(world, &gate);
     loader_submit(world->loader, task);
     loader_cancel(world->loader, task);
     cr_assert_eq(world->n_done, 1, "though no thread is free");
@@ -472,7 +473,7 @@ Test(async_loader, a_load_that_waits_is_cancelled_at_once)
     cr_assert_eq(metric(world, M_LOADS_FAILED), 0);
     cr_assert_eq(metric(world, M_LOADS_QUEUED), 0);
     open_gate(&gate);
-    wait_done(world, 3);
+    wait_done(world, 1 + n);
     leave(world);
 }
 
@@ -590,14 +591,14 @@ Test(async_loader, a_task_of_its_own_needs_no_thread_of_the_others)
     struct gate gate = GATE_SHUT;
     struct world *world = start(build(1, ALL_OPEN));
     struct load_task *own = builtin_task(LOAD_WARM);
+    uint32_t n = block_threads(world, &gate);
 
-    block_threads(world, &gate);
     own->own = true;
     loader_submit(world->loader, own);
     wait_done(world, 1);
     cr_assert_eq(own->error, 0, "%s", own->fault.text);
     open_gate(&gate);
-    wait_done(world, 3);
+    wait_done(world, 1 + n);
     leave(world);
 }
 
