@@ -10,6 +10,7 @@ worth nothing. stories260K comes from the golden data; without it only ember is 
 import argparse
 import contextlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -214,7 +215,22 @@ def bracket(interval):
     return f"[{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-GROUPS = {"serve": group_serve, "pairs": group_pairs, "stages": group_stages, "load": group_load}
+def group_plots(args):
+    real, files = default_model()
+    with Daemon(CONFIGS["plain"], files, args.build) as daemon, \
+            tempfile.TemporaryDirectory(prefix="hearth-bench-") as folder:
+        say("plots")
+        figures = daemon.serve("--model", real, "--distinct", "10000", "--connections", "64",
+                               "--max-tokens", "16", "--stream", "--duration", args.duration,
+                               "--plot", folder)
+        for name in ("percentiles", "throughput"):
+            shutil.copyfile(Path(folder) / f"{name}.svg", ROOT / "docs" / f"serve-{name}.svg")
+    say("")
+    return figures
+
+
+GROUPS = {"serve": group_serve, "pairs": group_pairs, "stages": group_stages, "load": group_load,
+          "plots": group_plots}
 
 
 def main():
@@ -235,7 +251,7 @@ def main():
     if args.quick:
         args.runs, args.duration, args.pairs, args.pair_duration = 2, "300ms", 2, "300ms"
         args.stage_pairs, args.stage_duration = 1, "1s"
-    results = {name: GROUPS[name](args) for name in args.only or GROUPS}
+    results = {name: GROUPS[name](args) for name in args.only or list(GROUPS)[:-1]}
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

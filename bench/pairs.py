@@ -107,6 +107,9 @@ def reader(args, results):
              f"others' {name}, readers stopped / none", results)
     tell([b["requests_per_s"] / a["requests_per_s"] for a, b in zip(alone, with_them)],
          "others' requests/s, readers stopped / none", results)
+    tell([b["cpu_s"] / b["requests"] / (a["cpu_s"] / a["requests"])
+          for a, b in zip(alone, with_them)],
+         "the daemon's CPU a request, stopped / none", results)
     print(f"errors: {sum(f['errors'] for f in alone + with_them)}")
 
 
