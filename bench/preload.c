@@ -126,7 +126,7 @@ static int run_file(struct report *report, const char *path)
     return r < 0 ? bench_fail("%s", strerror(-r)) : BENCH_DONE;
 }
 
-static int run_made(struct report *report, uint64_t first_seed)
+static int run_made(struct report *report, uint32_t first_seed)
 {
     int r = 0;
 
@@ -147,7 +147,8 @@ static int run(int argc, char **argv)
 {
     const char *file = NULL, *json = NULL;
     struct report report = {0};
-    uint64_t first_seed = FIRST_SEED;
+    uint32_t first_seed = FIRST_SEED;
+    char more;
     int exit_code;
 
     for (int i = 1; i < argc; i++) {
@@ -155,8 +156,9 @@ static int run(int argc, char **argv)
             json = argv[++i];
         else if (strcmp(argv[i], "--trace") == 0 && i + 1 < argc)
             file = argv[++i];
-        else if (strcmp(argv[i], "--first-seed") == 0 && i + 1 < argc)
-            first_seed = strtoull(argv[++i], NULL, 10);
+        else if (strcmp(argv[i], "--first-seed") == 0 && i + 1 < argc &&
+                 sscanf(argv[i + 1], "%9u%c", &first_seed, &more) == 1)
+            i++;
         else
             return bench_usage(&bench_preload);
     }

@@ -20,8 +20,9 @@
 #define SIZE_MAX_GB   4.0
 
 /* Bounds of a file. */
-#define FILE_REQUESTS 1000000u
-#define FILE_MAX_S    1e12
+#define FILE_REQUESTS  1000000u
+#define FILE_MAX_S     1e12
+#define FILE_MAX_BYTES (UINT64_C(1) << 50) /* of a model */
 
 const char *trace_kind_name(enum trace_kind kind)
 {
@@ -193,7 +194,7 @@ static bool read_line(struct trace *trace, const char *line, const char **ret_wh
     int model;
 
     if (sscanf(line, "%lf %128s %" SCNu64 " %c", &at_s, name, &bytes, &more) != 3 || bytes == 0 ||
-        !(at_s >= 0 && at_s <= FILE_MAX_S)) {
+        bytes > FILE_MAX_BYTES || !(at_s >= 0 && at_s <= FILE_MAX_S)) {
         *ret_why = "expected `seconds model bytes`";
         return false;
     }

@@ -94,8 +94,7 @@ enum residency_verdict residency_decide(const struct resident *residents, size_t
         ret_evict[(*ret_n_evict)++] = victim;
         used -= residents[victim].bytes;
     }
-    if (order == RESIDENCY_BY_ESTIMATE)
-        spare_needless(residents, budget_bytes - need - used, ret_evict, ret_n_evict);
+    spare_needless(residents, budget_bytes - need - used, ret_evict, ret_n_evict);
     for (size_t i = 0; i < *ret_n_evict; i++)
         displaced += residents[ret_evict[i]].wanted;
     if (!asked_for && displaced >= newcomer->wanted) {
