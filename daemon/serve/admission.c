@@ -7,9 +7,6 @@
 #include "daemon/model/catalog.h"
 #include "lib/cleanup.h"
 
-/* A refused client may come again after so long: about the time of a few steps. */
-#define RETRY_AFTER_US 50000u
-
 /* Bounds of numbers that would make no sense beyond. */
 #define MAX_MAX_TOKENS  1000000u
 #define MAX_TOP_K       1000000u

@@ -133,7 +133,8 @@ void reply_ended(struct request *request, const char *variant, uint64_t fingerpr
     if (!request->peer)
         return;
     if (request->reason == END_ERROR) {
-        struct refusal refusal = {.code = request->code, .option = request->option};
+        struct refusal refusal = {
+            .code = request->code, .option = request->option, .retry_after_us = RETRY_AFTER_US};
         snprintf(refusal.sentence, sizeof(refusal.sentence), "%s",
                  request->sentence ? request->sentence : "the daemon is out of memory");
         reply_refusal(request->peer, request->key.id, &refusal);

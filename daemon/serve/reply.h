@@ -6,6 +6,9 @@
 #include "daemon/serve/peer.h"
 #include "daemon/serve/request.h"
 
+/* A client who was told `busy` may come again after so long: about the time of a few steps. */
+#define RETRY_AFTER_US 50000u
+
 /* Why a request is refused. */
 struct refusal {
     enum wire_code code;
