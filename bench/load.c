@@ -17,7 +17,7 @@
 
 #define EVENT_BATCH   256
 #define PROGRESS_US   100000u
-#define LAST_REPLY_US 10000000u /* how long answers are waited for after the end */
+#define LAST_REPLY_US 30000000u /* how long answers are waited for after the end */
 
 struct load;
 
@@ -250,7 +250,7 @@ static void loop(struct load *load)
         if (now >= load->end_us) {
             load->over = true;
             wake_us = now + PROGRESS_US;
-            if (now > load->end_us + LAST_REPLY_US)
+            if (load->options->abandon || now > load->end_us + LAST_REPLY_US)
                 break;
         }
         send_due(load, now);
@@ -279,6 +279,8 @@ static void count_unanswered(struct load *load)
 {
     struct load_result *result = load->result;
 
+    if (load->options->abandon)
+        return;
     result->errors += load->n_live;
     result->codes[LOAD_CODES - 1] += load->n_live;
     if (load->n_live > 0 && !result->message[0])

@@ -33,6 +33,7 @@ struct load_options {
     char **prompts;
     size_t n_prompts;
     uint64_t seed;
+    bool abandon;             /* what is in flight at the end is not waited for, and no error */
     const _Atomic bool *stop; /* NULL: none; true ends the measurement early (connections kept) */
     /* Called about ten times a second from the loop. */
     void (*progress)(void *userdata, double elapsed_s, uint64_t requests);

@@ -44,6 +44,7 @@ static int run_level(const struct load_options *what, pid_t pid, uint32_t in_fli
         return -ENOMEM;
     load.rate = 0;
     load.fresh = false;
+    load.abandon = true; /* a batch of one would take its time over two thousand */
     load.connections = MIN(what->connections, in_flight);
     load.in_flight = in_flight / load.connections;
     load.warmup_us = 0;
