@@ -11,7 +11,7 @@
 /* In whose name anybody's values are asked for: somebody who owns nothing. */
 #define NOBODY 65534u
 
-int link_new(const char *socket_path, bool for_all, struct mirror *mirror, struct events *events,
+int link_new(const char *socket_path, struct mirror *mirror, struct events *events,
              struct link **ret_link)
 {
     struct link *link = calloc(1, sizeof(*link));
@@ -19,7 +19,6 @@ int link_new(const char *socket_path, bool for_all, struct mirror *mirror, struc
 
     if (!link)
         return -ENOMEM;
-    link->for_all = for_all;
     link->mirror = mirror;
     link->events = events;
     for (int part = 0; part < _MIRROR_PART_MAX; part++)
@@ -113,7 +112,7 @@ static void on_part_reply(void *userdata, const struct hearth_reply *reply)
 
 void link_look_begin(struct link *link)
 {
-    if (link->for_all && link->speaks_for_others)
+    if (link->speaks_for_others)
         (void)hearth_act_for(link->hearth, NOBODY, NULL, 0);
 }
 

@@ -56,10 +56,9 @@ struct link_order;
 /* `error`: 0, or the negative errno that write(2) or open(2) shall return. */
 typedef void (*link_order_fn)(void *userdata, int error);
 
-/* Borrows the mirror and the events. `socket_path`: the main socket's. `for_all`: what is shown is
- * for everybody to see, so it is asked for in the name of nobody in particular where that can be.
- */
-int link_new(const char *socket_path, bool for_all, struct mirror *mirror, struct events *events,
+/* Borrows the mirror and the events. `socket_path`: the main socket's. Where that can be, values
+ * are asked for in the name of nobody in particular: what only its owner may see is no file. */
+int link_new(const char *socket_path, struct mirror *mirror, struct events *events,
              struct link **ret_link);
 /* Orders that have not ended are dropped: their functions are not called. */
 struct link *link_free(struct link *link);

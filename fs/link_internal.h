@@ -43,7 +43,6 @@ struct feed {
 struct link {
     char socket_path[HEARTH_PATH_BYTES];
     char status_path[HEARTH_PATH_BYTES];
-    bool for_all;
     struct mirror *mirror;     /* borrowed */
     struct events *events;     /* borrowed */
     struct hearth *hearth;     /* the status connection, NULL while there is none */
@@ -62,7 +61,7 @@ struct link {
 
 /* What the failed attempt or request says about the daemon. */
 void link_fail(struct link *link, int error);
-/* From here to link_self_end() what is asked for is what anybody may see. */
+/* From here to link_look_end() what is asked for is what anybody may see. */
 void link_look_begin(struct link *link);
 void link_look_end(struct link *link);
 

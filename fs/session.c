@@ -94,7 +94,7 @@ static int open_daemon(struct session *session, const struct session_options *op
     if (r == 0)
         r = events_new(&session->events);
     if (r == 0)
-        r = link_new(socket_path, uid == 0, session->mirror, session->events, &session->link);
+        r = link_new(socket_path, session->mirror, session->events, &session->link);
     if (r == 0)
         r = view_new(session->mirror, session->link, session->events, uid, gid, &session->view);
     if (r == -ENAMETOOLONG)

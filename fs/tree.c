@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+
+/* Without memory a name is left out of its table, whose handle says so; hearthfs goes on. */
+#define HASH_NONFATAL_OOM 1
 #include <uthash.h>
 
 #include "lib/cleanup.h"
@@ -139,6 +142,30 @@ struct tree *tree_free(struct tree *tree)
     return NULL;
 }
 
+/* A name that is remembered from now on; NULL without memory. */
+static struct name *name_add(struct tree *tree, enum tree_set set, const char *text, size_t len)
+{
+    struct name *name = calloc(1, sizeof(*name));
+
+    if (!name)
+        return NULL;
+    name->id = ++tree->last_id;
+    name->set = set;
+    memcpy(name->text, text, len);
+    HASH_ADD_KEYPTR(by_text, tree->names[set], name->text, len, name);
+    if (!name->by_text.tbl) {
+        free(name);
+        return NULL;
+    }
+    HASH_ADD(by_id, tree->ids, id, sizeof(name->id), name);
+    if (!name->by_id.tbl) {
+        HASH_DELETE(by_text, tree->names[set], name);
+        free(name);
+        return NULL;
+    }
+    return name;
+}
+
 static bool name_is_there(const struct tree *tree, const struct name *name)
 {
     return name->seen == tree->follows[name->set];
@@ -171,14 +198,9 @@ int tree_follow(struct tree *tree, enum tree_set set, const char *const *names, 
         if (!name) {
             if (!make_room(tree, set))
                 continue;
-            name = calloc(1, sizeof(*name));
+            name = name_add(tree, set, names[i], len);
             if (!name)
                 return -ENOMEM;
-            name->id = ++tree->last_id;
-            name->set = set;
-            memcpy(name->text, names[i], len);
-            HASH_ADD_KEYPTR(by_text, tree->names[set], name->text, len, name);
-            HASH_ADD(by_id, tree->ids, id, sizeof(name->id), name);
         }
         name->seen = now;
     }

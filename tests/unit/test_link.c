@@ -28,7 +28,7 @@ static void setup(void)
     snprintf(path, sizeof(path), "%s/s", dir);
     cr_assert(mirror_new(&mirror) == 0);
     cr_assert(events_new(&events) == 0);
-    cr_assert(link_new(path, false, mirror, events, &link_) == 0);
+    cr_assert(link_new(path, mirror, events, &link_) == 0);
     link_want_values(link_, true);
     caller_init(&caller, geteuid(), getegid(), 0);
 }
