@@ -1070,7 +1070,7 @@ void service_tick(struct service *service, uint64_t *ret_next_us)
 
 void service_reload(struct service *service)
 {
-    registry_rescan(service->registry, true);
+    registry_look(service->registry);
 }
 
 bool service_alive(struct service *service)
