@@ -155,3 +155,21 @@ def a_budget_below_the_context_is_the_context(t):
             expect(tokens == 31 * 16, f"{tokens} tokens in a budget of 31 tiles")
         end = c.ask("COMPLETE", ("MODEL", "wide"), ("PROMPT", "a b c d " * 200), ("MAX_TOKENS", 1))[-1]
         expect(end.get("CODE") == "no-memory" and "engine.kv_budget" in end.get("SENTENCE"), f"{end}")
+
+
+@test
+def a_parked_reader_comes_back_after_its_memory_went(t):
+    """Long before park_timeout: others wanted the memory, and its text is none the worse for it."""
+    d = daemon_with_story(t, "engine: {kv_budget: 2MiB, prefix_cache: no}")
+    requests = list(long_requests(STORY, 24, 400))
+    alone = texts_alone(d, requests[:1])[0]
+    reader = [o for o in requests[0] if o[0] != "CREDIT"]
+    with d.client() as c:
+        request = c.request("COMPLETE", *reader, ("CREDIT", 200))
+        wait_for(lambda: d.metric("streams_parked") == 1 and d.metric("kv_parked_bytes") > 0,
+                 "the stream to be parked, with its memory")
+        texts_together(d, requests[1:])
+        expect(d.metric("kv_parked_bytes") == 0, "its memory was not taken")
+        expect(d.metric("streams_parked") == 1, "it is parked no more")
+        c.request("CREDIT", ("CREDIT", 1 << 20), request_id=request)
+        expect(text_of(c.replies(request)) == alone, "the text is another one")
