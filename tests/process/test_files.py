@@ -386,6 +386,35 @@ def poll_wakes_on_a_change(t):
 
 
 @test
+def poll_of_each_value_wakes_on_its_own_change(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    fds = {name: os.open(m.path / name, os.O_RDONLY)
+           for name in ("status", "models/alpha/progress", PINNED, HOLD, "README")}
+
+    def woken(limit_ms):
+        poller = select.poll()
+        for fd in fds.values():
+            poller.register(fd, select.POLLPRI)
+        found = {fd for fd, _ in poller.poll(limit_ms)}
+        for fd in found:
+            os.pread(fd, 100, 0)
+        return {name for name, fd in fds.items() if fd in found}
+    expect(woken(200) == set(), "poll wakes without a change")
+    for change, name in ((lambda: fake.do("state ready"), "models/alpha/progress"),
+                         (lambda: m.write(PINNED, "1"), PINNED),
+                         (lambda: fake.do("mute"), "status"), (lambda: fake.do("unmute"), "status")):
+        change()
+        expect(woken(20000) == {name}, f"no wake-up of {name}")
+    held = m.in_time(lambda: os.open(m.path / HOLD, os.O_WRONLY))
+    expect(woken(20000) == {HOLD}, "no wake-up of hold")
+    os.close(held)
+    expect(woken(20000) == {HOLD}, "no wake-up of hold")
+    for fd in fds.values():
+        os.close(fd)
+
+
+@test
 def poll_of_wait_tells_when_it_would_not_block(t):
     fake = Fake(t)
     m = t.mount(fake)

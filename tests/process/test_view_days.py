@@ -2,6 +2,7 @@
 import contextlib
 import errno
 import os
+import random
 import select
 import shutil
 import signal
@@ -258,3 +259,73 @@ def models_by_the_hundred_are_directories(t):
     t.write("s.models", "other\n")
     wait_for(lambda: names(m, "models") == ["other"], "the list to be followed")
     fails(errno.ENOENT, lambda: m.read("models/m001/state"))
+
+
+@test
+def a_thousand_random_operations_leave_nothing_behind(t):
+    d = t.daemon(models=[t.golden("models/stories260K-f32.gguf")])
+    m = t.mount(d)
+    models = ("ember", "stories260K-f32")
+    states = {"cold", "queued", "loading", "warming", "ready", "draining"}
+    bad = []
+
+    def hold(path):
+        fd = os.open(f"{path}/hold", os.O_WRONLY)
+        try:
+            settled = read(f"{path}/wait")
+            if settled not in ("ready", "cold"):
+                bad.append(f"held, and {settled}")
+        finally:
+            os.close(fd)
+
+    def read(path):
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+
+    def write(path, text):
+        fd = os.open(path, os.O_WRONLY)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+    def state(path):
+        word = read(f"{path}/state")
+        if word not in states:
+            bad.append(f"state {word!r}")
+
+    def complete(name):
+        with d.client() as client:
+            replies = client.ask("COMPLETE", ("MODEL", name), ("PROMPT", "Once"), ("MAX_TOKENS", 4))
+        # Somebody may unload the model that it waits for.
+        if replies[-1].type != "DONE" and "'cancelled'" not in f"{replies[-1]}":
+            bad.append(f"{replies[-1]}")
+
+    def work(seed):
+        dice = random.Random(seed)
+        for _ in range(63):
+            name = dice.choice(models)
+            path = m.path / "models" / name
+            action = dice.choice((
+                lambda: hold(path), lambda: write(path / "preload", "1"),
+                lambda: write(path / "preload", "0"), lambda: write(path / "pinned", "1"),
+                lambda: write(path / "pinned", "0"), lambda: write(path / "keep_alive", "0.05"),
+                lambda: write(path / "keep_alive", "0"), lambda: state(path),
+                lambda: read(path / "wait"), lambda: os.listdir(path), lambda: complete(name)))
+            try:
+                action()
+            except Exception as error:
+                bad.append(f"{error!r}")
+    threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(50)
+        expect(not thread.is_alive(), "an operation hangs")
+    expect(bad == [], f"{len(bad)} of 1,008: {bad[:5]}")
+    for name in models:
+        m.write(f"models/{name}/pinned", "0")
+        m.write(f"models/{name}/preload", "0")
+        wait_for(lambda: m.read(f"models/{name}/state") == "cold\n", f"{name} to be cold")
+        until(m, f"models/{name}/hold", "0\n")
+        expect(m.read(f"models/{name}/memory") == "0\n", m.read(f"models/{name}/memory"))
