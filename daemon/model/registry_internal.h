@@ -40,6 +40,8 @@ void registry_set_state(struct registry *registry, struct model_entry *entry,
 /* The load is over, or never began: `failed`, with that sentence. */
 void registry_fail(struct registry *registry, struct model_entry *entry, enum wire_code code,
                    const char *sentence);
+/* It is neither loaded nor on its way any more: cold, and queued again where it is wanted again. */
+void registry_go_cold(struct registry *registry, struct model_entry *entry);
 /* Room may have come free: those that wait for it try again, in their turn. */
 void registry_start_waiting(struct registry *registry);
 /* Starts the load of a queued entry when what it needs is ready and there is room, and makes room

@@ -7,6 +7,9 @@
 #include "daemon/model/builtin.h"
 #include "daemon/model/registry_internal.h"
 
+/* A cancelled load ends at its next piece; one that does not come to it is given up. */
+#define CANCEL_PATIENCE_US 2000000u
+
 static struct load_task *new_task(struct model_entry *entry)
 {
     struct load_task *task = load_task_new(TASK_LOAD, entry);
@@ -82,12 +85,18 @@ void registry_check_load(struct registry *registry, struct model_entry *entry, u
 {
     uint64_t done = atomic_load(&entry->task->progress.done_bytes);
     uint64_t timeout_us = registry->options.config->loading.timeout_us;
+    bool cancelled = atomic_load(&entry->task->progress.cancel);
     char sentence[FAULT_TEXT_BYTES];
 
     /* One that no thread is at only waits for its turn. */
     if (done != entry->progress_bytes || atomic_load(&entry->task->n_hands) == 0) {
         entry->progress_bytes = done;
         entry->progress_at_us = now;
+        return;
+    }
+    if (cancelled && now - entry->progress_at_us >= CANCEL_PATIENCE_US) {
+        loader_abandon(registry->loader, give_task_up(entry));
+        registry_go_cold(registry, entry);
         return;
     }
     if (now - entry->progress_at_us < timeout_us)

@@ -815,3 +815,83 @@ Test(registry, a_need_that_nobody_knows_is_an_error_of_the_configuration)
     cr_assert(strstr(top->error, "top needs base"), "%s", top->error);
     leave_house(&house);
 }
+
+/* ---- reads that hang ---- */
+
+Test(registry, a_load_without_progress_fails_after_its_timeout_and_may_be_tried_again)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    hold_loads(&house);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    registry_want(house.registry, entry, LOAD_INTERACTIVE, false);
+    until(&house, entry, MODEL_LOADING);
+    while (atomic_load(&entry->task->n_hands) == 0)
+        usleep(1000);
+    registry_tick(house.registry);
+    house.skew_us += house.config->loading.timeout_us - 1000000;
+    registry_tick(house.registry);
+    cr_assert_eq(entry->state, MODEL_LOADING, "not yet");
+    house.skew_us += 1000000;
+    registry_tick(house.registry);
+    cr_assert_eq(entry->state, MODEL_FAILED);
+    cr_assert_eq(entry->code, CODE_LOAD_FAILED);
+    cr_assert_not_null(strstr(entry->error, "no progress for 120 s"), "%s", entry->error);
+    cr_assert_eq(registry_loaded_bytes(house.registry), 0);
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_INTERACTIVE, false), 1);
+    open_gate(&packing_gate);
+    until(&house, entry, MODEL_READY);
+    leave_house(&house);
+}
+
+Test(registry, a_cancelled_load_that_hangs_is_given_up_soon)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    hold_loads(&house);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    registry_want(house.registry, entry, LOAD_WARM, false);
+    until(&house, entry, MODEL_LOADING);
+    while (atomic_load(&entry->task->n_hands) == 0)
+        usleep(1000);
+    registry_tick(house.registry);
+    registry_unload(house.registry, entry);
+    registry_tick(house.registry);
+    cr_assert_eq(entry->state, MODEL_LOADING, "its next piece may be near");
+    house.skew_us += 3000000;
+    registry_tick(house.registry);
+    cr_assert_eq(entry->state, MODEL_COLD);
+    cr_assert_eq(registry_loaded_bytes(house.registry), 0);
+    open_gate(&packing_gate);
+    leave_house(&house);
+}
+
+Test(registry, a_preload_that_becomes_urgent_in_its_beginning_is_one_load_all_the_same)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    add_model(&house, "one", 1);
+    open_registry(&house, 1u << 30);
+    entry = registry_find(house.registry, "one");
+    for (int i = 0; i < 20; i++) {
+        house.history[0] = 0;
+        registry_want(house.registry, entry, LOAD_PREDICTED, false);
+        usleep((useconds_t)i * 50); /* its beginning, or somewhat later */
+        registry_want(house.registry, entry, LOAD_INTERACTIVE, false);
+        until(&house, entry, MODEL_READY);
+        cr_assert_str_eq(house.history, "one:queued one:loading one:warming one:ready ");
+        registry_unload(house.registry, entry);
+        until(&house, entry, MODEL_COLD);
+    }
+    leave_house(&house);
+}
