@@ -3,13 +3,15 @@ import contextlib
 import errno
 import os
 import select
+import shutil
 import signal
 import stat
 import subprocess
 import threading
 
-from lib.harness import expect, test, wait_for
-from lib.view import (HOLD, KEEP_ALIVE, PINNED, STATE, Fake, as_user, errno_of, fails, names, until)
+from lib.harness import BUILD, expect, listening, test, wait_for
+from lib.view import (AS_USER, HOLD, KEEP_ALIVE, NOBODY, PINNED, STATE, Fake, as_user, errno_of,
+                      fails, names, until)
 
 EMBER = "models/ember"
 
@@ -287,3 +289,42 @@ def real_holds_of_a_user_are_limited(t):
         os.close(fd)
     wait_for(lambda: m.read(f"{EMBER}/hold") == "0\n", "all to be let go")
     expect("ember" in names(m, "models"), names(m, "models"))
+
+
+@test
+def as_a_service_it_speaks_for_its_users(t):
+    """As packaged: daemon and filesystem under a user of their own, without privileges, mounted by root."""
+    t.need_root()
+    t.need_fuse()
+    helper, setpriv = t.need_program("mount.fuse3"), t.need_program("setpriv")
+    os.chmod(t.dir, 0o777)
+    for name in ("daemon/hearthd", "fs/hearthfs"):
+        shutil.copy(BUILD / name, t.dir)
+    t.start(setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", t.dir / "hearthd",
+            "--socket", t.dir / "s", "--models", t.dir / "models", "--state-dir", t.dir / "state")
+    wait_for(lambda: listening(t.dir / "s"), "hearthd to listen")
+    os.chmod(t.dir / "s", 0o666)
+    point = t.dir / "m"
+    point.mkdir()
+    t.start(helper, f"{t.dir / 'hearthfs'}#", point, "-o",
+            "setuid=nobody,drop_privileges,allow_other,default_permissions",
+            env={**os.environ, "HEARTH_SOCKET": str(t.dir / "s")}, start_new_session=True)
+    try:
+        wait_for(lambda: os.path.exists(point / EMBER / "hold"), "the mount")
+        gid = os.stat(point / EMBER / "hold").st_gid
+
+        def user(uid, group, name, text):
+            return t.run("/usr/bin/python3", "-c", AS_USER, uid, group, "-", point / EMBER / name,
+                         text).out.strip()
+        denied = str(errno.EACCES)
+        expect(user(4001, gid, "preload", "1") == "1", "a member may not load")
+        expect(user(4001, gid, "wait", "-") == "ready", "it is not loaded")
+        expect(user(4001, gid, "pinned", "1") == denied, "a member may pin")
+        expect(user(4001, gid, "hold", "") == "0", "a member may not hold")
+        expect(user(0, 0, "pinned", "1") == "1", "root may not pin")
+        expect(user(4001, gid, "preload", "0") == denied, "a member unloads what root has pinned")
+        for name, text in (("preload", "0"), ("hold", ""), ("wait", "-")):
+            expect(user(4002, 4002, name, text) == denied, f"others may use {name}")
+        expect(user(4002, 4002, "state", "-") == "ready", "others cannot read")
+    finally:
+        t.run("umount", point)
