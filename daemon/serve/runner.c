@@ -207,12 +207,22 @@ static uint64_t run_delay_ns(const struct runner *runner)
     return sscanf(text, "%" SCNu64 " %" SCNu64, &on_cpu, &delay) == 2 ? delay : 0;
 }
 
+/* What batching.adaptive does. */
+static void publish_width(const struct runner *runner)
+{
+    struct metrics *metrics = runner->options.metrics;
+    uint64_t narrowed, widened;
+
+    metrics_set(metrics, M_STEP_WIDTH, batcher_width(runner->batcher, &narrowed, &widened));
+    metrics_set(metrics, M_NARROWED, narrowed);
+    metrics_set(metrics, M_WIDENED, widened);
+}
+
 static void publish_gauges(struct runner *runner)
 {
     struct metrics *metrics = runner->options.metrics;
     struct engine_kv_stats kv;
     struct pressure_stats held;
-    uint64_t narrowed, widened;
 
     engine_kv_stats(runner->engine, &kv);
     metrics_set(metrics, M_KV_USED, kv.used_bytes);
@@ -227,9 +237,8 @@ static void publish_gauges(struct runner *runner)
     metrics_set(metrics, M_WAITING, batcher_n_waiting(runner->batcher));
     metrics_set(metrics, M_HELD, batcher_n_held(runner->batcher));
     metrics_set(metrics, M_HELD_EVER, batcher_held_ever(runner->batcher));
-    metrics_set(metrics, M_STEP_WIDTH, batcher_width(runner->batcher, &narrowed, &widened));
-    metrics_set(metrics, M_NARROWED, narrowed);
-    metrics_set(metrics, M_WIDENED, widened);
+    if (runner->options.adaptive_us > 0)
+        publish_width(runner);
 }
 
 static void account_busy(struct runner *runner, uint64_t now)
@@ -915,6 +924,7 @@ int runner_new(const struct runner_options *options, struct runner **ret_runner,
         .userdata = runner,
     };
     atomic_init(&runner->idle, true);
+    metrics_set(options->metrics, M_STEP_WIDTH, ENGINE_MAX_COLUMNS);
     r = engine_new(&options->engine, &runner->engine, ret_fault);
     if (r == 0) {
         r = batcher_new(&batching, &runner->batcher);
