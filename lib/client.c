@@ -714,7 +714,7 @@ static int socket_connect(const char *path, uint64_t deadline_us, int *ret_fd)
     return 0;
 }
 
-static void hello_put(struct hearth *h, const char *client_name)
+static int hello_put(struct hearth *h, const char *client_name)
 {
     wire_append(&h->out, WIRE_MAGIC, WIRE_MAGIC_BYTES);
     wire_begin(&h->out, WIRE_HELLO, 0);
@@ -722,7 +722,9 @@ static void hello_put(struct hearth *h, const char *client_name)
     if (client_name)
         wire_put_bytes(&h->out, TAG_CLIENT, client_name,
                        strnlen(client_name, CLIENT_MAX_CLIENT_NAME));
-    wire_end(&h->out);
+    if (wire_end(&h->out) < 0)
+        return fault_set(&h->message, -ENOMEM, "no memory for a connection");
+    return 0;
 }
 
 static int hello_read(struct hearth *h, const uint8_t *body, size_t body_len)
@@ -842,8 +844,9 @@ static int connect_hearth(const struct hearth_options *options, struct hearth **
     r = socket_connect(path, deadline_us, &h->fd);
     if (r < 0)
         return connect_fault(ret_fault, r, h->path, timeout_us);
-    hello_put(h, options->client_name);
-    r = hello_exchange(h, timeout_us, deadline_us);
+    r = hello_put(h, options->client_name);
+    if (r == 0)
+        r = hello_exchange(h, timeout_us, deadline_us);
     if (r < 0)
         return fault_set(ret_fault, r, "%s", h->message.text);
     h->message.text[0] = '\0';
