@@ -43,12 +43,19 @@ struct top {
     uint64_t n_lines;
     bool over;
     int exit_code;
+    const char *why; /* said once the terminal is given back; NULL: nothing, or what is known */
 };
 
 static void finish(struct top *top, int exit_code)
 {
     top->over = true;
     top->exit_code = exit_code;
+}
+
+static void fail(struct top *top, const char *why)
+{
+    top->why = why;
+    finish(top, CLI_FAILED);
 }
 
 /* ---- what is shown ---- */
@@ -103,7 +110,7 @@ static void print(struct top *top, const struct top_figures *f)
         top_print_line(f, stdout);
     }
     if (r < 0)
-        finish(top, cli_error("no memory for the figures"));
+        fail(top, "no memory for the figures");
     else if (!cli_flush())
         finish(top, CLI_FAILED);
     else if (top->once)
@@ -116,8 +123,10 @@ static void show(struct top *top)
     struct top_figures f;
     if (top->n_samples == 0 || (!top->live && top->n_samples == 1))
         return;
-    if (top_figures_make(earlier(top), &top->samples[top->latest], &f) < 0)
+    if (top_figures_make(earlier(top), &top->samples[top->latest], &f) < 0) {
+        fail(top, "no memory for the figures");
         return;
+    }
     if (top->live)
         draw(top, &f);
     else
@@ -161,10 +170,12 @@ static void take_sample(struct top *top)
 {
     struct top_sample *sample = next_sample(top);
     top->asking = false;
-    if (top->end.failed || sample->no_memory) {
-        finish(top, CLI_FAILED);
+    if (sample->no_memory)
+        fail(top, "no memory for what the daemon says");
+    else if (top->end.failed)
+        finish(top, CLI_FAILED); /* its sentence comes at the end */
+    if (top->over)
         return;
-    }
     sample->at_us = cli_now_us();
     top->latest = (size_t)(sample - top->samples);
     top->n_samples++;
@@ -284,7 +295,9 @@ static void watch(struct top *top, int signal_fd)
 
 static void say_why(const struct top *top)
 {
-    if (top->end.failed)
+    if (top->why)
+        cli_error("%s", top->why);
+    else if (top->end.failed)
         cli_error("%s", top->end.sentence);
     else if (top->exit_code == CLI_NO_DAEMON)
         cli_error("the daemon at %s has ended", top->socket);

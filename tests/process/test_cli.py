@@ -372,3 +372,88 @@ def bash_completes_commands_options_and_models(t):
     expect(complete("pin", "--o") == ["--off"] and "--seed" in complete("run", "--"), "options")
     expect(complete("stats", "bat") == ["batcher"] and complete("--v") == ["--version"], "others")
     expect(complete("run", f"{t.dir}/try") == [f"{t.dir}/try.sh"], "a file")
+
+
+@test
+def options_before_the_command_and_help_count_too(t):
+    s = t.dir / "s"
+    for args in (("--socket", s, "status"), (f"--socket={s}", "status")):
+        expect(f"socket {s}\n" in t.run("hearth", *args).out, f"{args}")
+    helps = t.run("hearth", "--help").out
+    expect(t.run("hearth", "help").out == helps and t.run("hearth", "-h").out == helps, "another help")
+    expect(t.run("hearth", "--version").out == "hearth 0.1.0\n", "the version")
+    for args, says in ((("transmogrify",), "'hearth --help' lists them"), (("x" * 70,), "no command"),
+                       (("--no-such",), "is no option before a command"),
+                       (("--socket",), "is no option before a command"),
+                       (("run", "m", "--top-k", 2**32), "--top-k is at most")):
+        r = t.run("hearth", *args, code=2)
+        expect(says in r.err, f"{r}")
+
+
+@test
+def names_lists_and_sockets_that_cannot_be_are_told(t):
+    s = t.dir / "s"
+    for command in ("run", "embed", "tokenize", "warm", "unload", "pin", "models"):
+        r = t.run("hearth", command, "--socket", s, "no name", code=1)
+        expect("is no model's name" in r.err, f"{r}")
+    (t.dir / "s.models").mkdir()
+    r = t.run("hearth", "models", "--socket", s, code=1)
+    expect("cannot read the list of models" in r.err, f"{r}")
+    for command in ("status", "doctor", "models", "stats"):
+        r = t.run("hearth", command, "--socket", "/tmp/" + "x" * 200, code=1)
+        expect(r.err.startswith("hearth: ") and r.out == "", f"{r}")
+
+
+@test
+def input_that_cannot_be_read_is_told(t):
+    d = warm_daemon(t)
+    for command in ("run", "tokenize", "embed"):
+        with open("/proc/self/mem", "rb") as nothing:  # of which byte 0 cannot be read
+            p = t.start("hearth", command, "--socket", d.socket, "ember", stdin=nothing,
+                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            expect(p.wait(20) == 1 and b"cannot read standard input" in p.stderr.read(),
+                   f"{command}: {p.returncode}")
+    with open("/dev/zero", "rb") as endless:
+        p = t.start("hearth", "tokenize", "--socket", d.socket, "ember", stdin=endless,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        expect(p.wait(40) == 1 and b"longer than 64 MiB" in p.stderr.read(), f"{p.returncode}")
+
+
+@test
+def a_full_disk_is_told_by_every_command(t):
+    d = warm_daemon(t)
+    for args in (("run", "ember", "hi"), ("run", "ember", "hi", "--json"), ("tokenize", "ember", "hi"),
+                 ("models",), ("models", "--json"), ("status",), ("stats",), ("stats", "--json"),
+                 ("doctor",), ("warm", "ember", "--wait"), ("--help",)):
+        with open("/dev/full", "wb") as full:
+            p = t.start("hearth", *(args if args[0] == "--help" else
+                                    (args[0], "--socket", d.socket, *args[1:])),
+                        stdout=full, stderr=subprocess.PIPE)
+            expect(p.wait(20) == 1 and b"No space left" in p.stderr.read(), f"{args}: {p.returncode}")
+
+
+@test
+def on_a_terminal_text_ends_its_line_and_typed_text_is_asked_for(t):
+    d = warm_daemon(t)
+    options = ("--temperature", 0, "--max-tokens", 3)
+    plain = d.hearth("run", "ember", "Once upon a time", *options).out
+    s = Screen(t, "hearth", "run", "--socket", d.socket, "ember", "Once upon a time", *options)
+    s.end(0)
+    expect(s.text.decode() == plain.replace("\n", "\r\n") + "\r\n", f"{s.text} for {plain!r}")
+    s = Screen(t, "hearth", "run", "--socket", d.socket, "ember", *options)
+    wait_for(lambda: b"Ctrl-D ends it" in s.read(), "the question")
+    s.key(b"Once upon a time\x04\x04")
+    s.end(0)
+    expect(s.text.decode().endswith(plain.replace("\n", "\r\n") + "\r\n"), f"{s.text}")
+    s = Screen(t, "hearth", "tokenize", "--socket", d.socket, "ember")
+    wait_for(lambda: b"Ctrl-D ends it" in s.read(), "the question")
+    s.key(b"\x03")
+    s.end(130)
+
+
+@test
+def status_of_a_daemon_that_is_stopped_is_unresponsive(t):
+    d = t.daemon()
+    d.signal(signal.SIGSTOP)
+    expect(d.hearth("status").out.startswith("state unresponsive\n"), "not unresponsive")
+    d.signal(signal.SIGCONT)

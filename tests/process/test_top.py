@@ -33,6 +33,9 @@ def fits_every_window_and_follows_its_size(t):
     d = t.daemon()
     s = top_screen(t, d, columns=40, rows=6)
     s.wait_picture(lambda p: len(p) == 6 and all(len(line) <= 40 for line in p), "40x6")
+    n = len(s.pictures())
+    s.key(b"x\f")  # draws again, and knows no other key
+    wait_for(lambda: len(s.pictures()) > n, "another picture")
     for columns, rows in ((1, 1), (200, 50), (7, 3)):
         s.text = ENTER
         s.resize(columns, rows)

@@ -3,8 +3,8 @@
 #include <errno.h>
 #include <stddef.h>
 
-static unsigned left; /* allocations until the one that fails; 0: none will */
-static bool failed;
+static _Thread_local unsigned left; /* allocations until the one that fails; 0: none will */
+static _Thread_local bool failed;
 
 void *__real_malloc(size_t bytes);
 void *__real_calloc(size_t n, size_t bytes);

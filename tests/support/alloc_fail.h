@@ -1,9 +1,9 @@
-/* Running out of memory on purpose: the n-th allocation of the program fails.
+/* Running out of memory on purpose: the n-th allocation of a thread fails.
  *
  * A test linked with alloc_fail_dep has malloc, calloc, realloc and reallocarray of everything that
  * is linked statically (what ships, not the C library) go through here. A loop over n = 1, 2, ...
  * until nothing fails any more visits every allocation of a call. Hides: the linker's --wrap.
- * Thread: one thread allocates while a failure is armed. */
+ * Thread: each is armed for itself. */
 #ifndef HEARTH_TESTS_SUPPORT_ALLOC_FAIL_H
 #define HEARTH_TESTS_SUPPORT_ALLOC_FAIL_H
 

@@ -5,6 +5,7 @@
 #include <signal.h>
 
 #include "cli/cli.h"
+#include "tests/support/alloc_fail.h"
 #include "tests/unit/fake_daemon.h"
 
 /* What a command wrote. */
@@ -305,6 +306,148 @@ Test(commands, say_so_when_the_daemon_is_going_away)
         expect_sentences(i);
     }
     stop(&fake);
+}
+
+/* ---- doctor ---- */
+
+Test(commands, doctor_names_a_daemon_that_misbehaves)
+{
+    static const struct {
+        fake_script script;
+        const char *says;
+    } cases[] = {
+        {hang_up, "problem  daemon"},
+        {speak_another_protocol, "problem  daemon"},
+        {hang_up_on_the_request, "does not answer; do: end that process"},
+        {go_away, "problem  daemon"},
+        {answer_oddly, "warning  daemon"}, /* of another version */
+        {answer_nothing, "warning  daemon"},
+    };
+    for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
+        struct fake fake;
+        start(&fake, cases[i].script);
+        int exit_code = run(cli_doctor, fake.path, "");
+        bool problem = strstr(out, "problem ") != NULL;
+        cr_expect_eq(exit_code, problem ? CLI_FAILED : CLI_DONE, "case %zu: %d", i, exit_code);
+        cr_expect(strstr(out, cases[i].says), "case %zu: %s", i, out);
+        cr_expect_str_empty(err);
+        for (const char *c = out; *c; c++)
+            cr_expect(*c == '\n' || (unsigned char)*c >= 0x20, "control in '%s'", out);
+        stop(&fake);
+    }
+}
+
+/* ---- one model in full, and busy ---- */
+
+static void show_one_model(struct fake *fake, int fd)
+{
+    _cleanup_frame_ struct fake_frame frame = {0};
+    struct wire_buffer buffer = {0};
+    (void)fake;
+    if (!fake_hello(fd) || !fake_next(fd, &frame))
+        return;
+    wire_begin(&buffer, WIRE_ITEM, frame.header.id);
+    wire_put_text(&buffer, TAG_MODEL, "m");
+    wire_put_text(&buffer, TAG_STATE, "loading");
+    wire_put_text(&buffer, TAG_INFO, "name m\nlayers 3\npath /m.gguf");
+    wire_put_text(&buffer, TAG_STATS, "requests 7\nempty\nlayers 4\n");
+    wire_put_number(&buffer, TAG_DONE_BYTES, 1024);
+    wire_put_number(&buffer, TAG_TOTAL_BYTES, 2048);
+    wire_put_number(&buffer, TAG_PINNED, 1);
+    wire_put_number(&buffer, TAG_HOLDS, 2);
+    wire_end(&buffer);
+    fake_put_done(&buffer, frame.header.id, NULL);
+    fake_send(fd, &buffer);
+}
+
+Test(commands, a_model_in_full_has_each_key_once)
+{
+    struct fake fake;
+    start(&fake, show_one_model);
+    cr_expect_eq(run(cli_models, fake.path, "m"), CLI_DONE);
+    cr_expect_str_eq(out, "name           m\n"
+                          "state          loading\n"
+                          "done_bytes     1024\n"
+                          "total_bytes    2048\n"
+                          "memory_bytes   0\n"
+                          "preload        0\n"
+                          "pinned         1\n"
+                          "keep_alive_us  0\n"
+                          "holds          2\n"
+                          "layers         3\n"
+                          "path           /m.gguf\n"
+                          "requests       7\n"
+                          "empty          \n");
+    cr_expect_eq(run(cli_models, fake.path, ""), CLI_DONE);
+    cr_expect(strstr(out, "1.0KiB of 2.0KiB"), "%s", out);
+    stop(&fake);
+}
+
+static void be_busy(struct fake *fake, int fd)
+{
+    _cleanup_frame_ struct fake_frame frame = {0};
+    struct wire_buffer buffer = {0};
+    (void)fake;
+    if (!fake_hello(fd) || !fake_next(fd, &frame))
+        return;
+    wire_begin(&buffer, WIRE_ERROR, frame.header.id);
+    wire_put_text(&buffer, TAG_CODE, "busy");
+    wire_put_text(&buffer, TAG_SENTENCE, "the queue is full");
+    wire_put_number(&buffer, TAG_RETRY_AFTER_US, 1500000);
+    wire_end(&buffer);
+    fake_send(fd, &buffer);
+}
+
+Test(commands, who_is_refused_for_being_busy_learns_when_to_try_again)
+{
+    struct fake fake;
+    start(&fake, be_busy);
+    cr_expect_eq(run(cli_run_model, fake.path, "m hi"), CLI_FAILED);
+    cr_expect_str_eq(err, "hearth: the queue is full (try again in 1.5 s)\n");
+    stop(&fake);
+}
+
+/* ---- out of memory ---- */
+
+static void answer_well(struct fake *fake, int fd)
+{
+    _cleanup_frame_ struct fake_frame frame = {0};
+    (void)fake;
+    if (!fake_hello(fd))
+        return;
+    while (fake_next(fd, &frame)) {
+        struct wire_buffer buffer = {0};
+        put_item(&buffer, frame.header.id);
+        if (frame.header.type == WIRE_COMPLETE)
+            fake_put_tokens(&buffer, frame.header.id, "text");
+        if (frame.header.type == WIRE_SUBSCRIBE)
+            put_error(&buffer, frame.header.id, "shutting-down", "the daemon is shutting down");
+        else
+            fake_put_done(&buffer, frame.header.id, "stop");
+        if (!fake_send(fd, &buffer))
+            return;
+    }
+}
+
+Test(commands, end_in_order_wherever_memory_runs_out)
+{
+    for (size_t i = 0; i < ELEMENTSOF(commands); i++) {
+        struct fake fake;
+        bool failed = true;
+        start(&fake, answer_well); /* each has room for FAKE_MAX_CONNECTIONS */
+        for (unsigned n = 1; failed; n++) {
+            cr_assert_lt(n, FAKE_MAX_CONNECTIONS + 0u, "command %zu never gets through", i);
+            alloc_fail_at(n);
+            int exit_code = run(commands[i].fn, fake.path, commands[i].args);
+            failed = alloc_fail_done();
+            cr_expect(exit_code == CLI_DONE || exit_code == CLI_FAILED ||
+                          exit_code == CLI_NO_DAEMON,
+                      "command %zu, allocation %u: %d", i, n, exit_code);
+            cr_expect(exit_code == CLI_DONE || strncmp(err, "hearth: ", 8) == 0,
+                      "command %zu, allocation %u: '%s'", i, n, err);
+        }
+        stop(&fake);
+    }
 }
 
 /* ---- events ---- */
