@@ -18,6 +18,10 @@
 /* Barriers of one layer. */
 #define LAYER_BARRIERS 6u
 
+/* A row that takes less than this keeps those at work who bring rows and fetch what comes of them:
+ * some 15 us of the reactor and as much of its clients. Helpers would take their CPU. */
+#define TEAM_ROW_US 30u
+
 /* ---- the team ---- */
 
 struct loop {
@@ -398,8 +402,10 @@ static int scratch_reach(struct engine *engine, const struct model *model, uint3
     return 0;
 }
 
-/* Whether barriers are far enough apart, in expected time, for the team to be of use. */
-static bool team_pays(const struct engine *engine, const struct model *model, uint32_t n_columns)
+/* Whether the team is of use: barriers are far enough apart, in expected time, and rows are not so
+ * quick that the other CPUs have enough to do. */
+static bool team_pays(const struct engine *engine, const struct model *model, uint32_t n_rows,
+                      uint32_t n_columns)
 {
     uint64_t layers = model->hparams.n_layers, elements, us;
 
@@ -408,6 +414,8 @@ static bool team_pays(const struct engine *engine, const struct model *model, ui
     elements = model->info.n_params - (uint64_t)model->hparams.n_vocab * model->hparams.n_embd;
     us = MAX(model->info.weight_bytes / WEIGHT_BYTES_PER_US,
              2 * elements * n_columns / OPERATIONS_PER_US);
+    if (n_rows > 1 && us < (uint64_t)n_rows * TEAM_ROW_US)
+        return false;
     return us / (layers * LAYER_BARRIERS) > (uint64_t)4 * team_min_us(engine->team);
 }
 
@@ -469,7 +477,7 @@ int engine_step_begin(struct engine *engine, struct model *model, struct step_ro
     step->rows = rows;
     step->n_rows = n_rows;
     step->stage = 0;
-    step->team = team_pays(engine, model, (uint32_t)n_columns);
+    step->team = team_pays(engine, model, step->n_rows, (uint32_t)n_columns);
     step->open = true;
     step_fill_columns(step);
     return 0;
