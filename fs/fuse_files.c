@@ -11,8 +11,8 @@
 #include "fs/render.h"
 #include "lib/cleanup.h"
 
-/* The most that one read of `events` gives. */
-#define EVENTS_READ_BYTES 65536u
+/* The most that one read of `events` gives, and what each open file keeps of it. */
+#define EVENTS_READ_BYTES 4096u
 
 bool node_is_writable(const struct tree_node *node)
 {
@@ -244,29 +244,57 @@ void answer_read(struct handle *handle, fuse_req_t req, size_t size, off_t offse
         reply_slice(req, handle, size, offset);
 }
 
-void answer_events(struct handle *handle, fuse_req_t req, size_t size)
+/* Whether this is about text that has been read before. */
+static bool is_given(const struct handle *handle, off_t offset)
 {
-    static char text[EVENTS_READ_BYTES]; /* the loop has one thread */
-    struct view *view = handle->view;
-    size_t bytes = 0;
-    int r = events_read(view->events, &handle->events, text, MIN(size, sizeof(text)), &bytes);
-
-    if (r == 0 && bytes == 0 && size > 0)
-        r = -link_events_error(view->link);
-    if (r < 0)
-        fuse_reply_err(req, -r);
-    else
-        fuse_reply_buf(req, text, bytes);
+    return offset < handle->given_end && offset >= handle->given_end - (off_t)handle->given_bytes;
 }
 
-static void read_events(struct view *view, fuse_req_t req, size_t size,
+static void give_again(const struct handle *handle, fuse_req_t req, size_t size, off_t offset)
+{
+    size_t left = (size_t)(handle->given_end - offset);
+
+    fuse_reply_buf(req, handle->given + handle->given_bytes - left, MIN(size, left));
+}
+
+void answer_events(struct handle *handle, fuse_req_t req, size_t size, off_t offset)
+{
+    struct view *view = handle->view;
+    size_t bytes = 0;
+    int r = 0;
+
+    if (!handle->given)
+        handle->given = malloc(EVENTS_READ_BYTES);
+    if (!handle->given)
+        r = -ENOMEM;
+    if (r == 0)
+        r = events_read(view->events, &handle->events, handle->given, MIN(size, EVENTS_READ_BYTES),
+                        &bytes);
+    if (r == 0 && bytes == 0 && size > 0)
+        r = -link_events_error(view->link);
+    if (r < 0) {
+        fuse_reply_err(req, -r);
+        return;
+    }
+    handle->given_bytes = bytes;
+    handle->given_end = offset + (off_t)bytes;
+    fuse_reply_buf(req, handle->given, bytes);
+}
+
+/* What is new comes at any offset: the file has no beginning. But programs read ahead and seek back
+ * to where they want to go on (head, read of a shell), and find what they left there. */
+static void read_events(struct view *view, fuse_req_t req, size_t size, off_t offset,
                         const struct fuse_file_info *file)
 {
     struct handle *handle = handle_of(file);
     struct wish *wish;
 
+    if (is_given(handle, offset)) {
+        give_again(handle, req, size, offset);
+        return;
+    }
     if (events_pending(view->events, &handle->events) || link_events_error(view->link)) {
-        answer_events(handle, req, size);
+        answer_events(handle, req, size, offset);
         return;
     }
     if (file->flags & O_NONBLOCK) {
@@ -278,6 +306,7 @@ static void read_events(struct view *view, fuse_req_t req, size_t size,
         return;
     wish->file = *file;
     wish->size = size;
+    wish->offset = offset;
 }
 
 /* Parks a read whose text has to be taken first. */
@@ -303,7 +332,7 @@ void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct f
 
     (void)ino;
     if (handle->what == TREE_EVENTS)
-        read_events(view, req, size, file);
+        read_events(view, req, size, offset, file);
     else if (!handle->text)
         read_later(view, req, size, offset, file);
     else if (handle->changed && offset == 0)

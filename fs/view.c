@@ -131,6 +131,7 @@ void handle_free(struct handle *handle)
     events_reader_done(&handle->events);
     free(handle->caller);
     free(handle->text);
+    free(handle->given);
     free(handle->entries);
     free(handle);
 }
@@ -199,7 +200,6 @@ void handle_give(struct handle *handle, fuse_req_t req, const struct fuse_file_i
 
     file.fh = (uintptr_t)handle;
     file.direct_io = 1; /* sizes are not known before: without it readers get nothing */
-    file.nonseekable = handle->what == TREE_EVENTS;
     if (fuse_reply_open(req, &file) == -ENOENT)
         handle_free(handle); /* open(2) was interrupted, no release will come */
 }
@@ -278,7 +278,7 @@ static void grant(const struct wish *wish, uint64_t now_us)
     case WISH_OPEN: answer_open(view, wish->req, wish->ino, &wish->file, now_us); break;
     case WISH_OPENDIR: answer_opendir(view, wish->req, wish->ino, &wish->file); break;
     case WISH_EVENTS_OPEN: answer_events_open(wish->handle, wish->req, &wish->file); break;
-    case WISH_EVENTS: answer_events(handle, wish->req, wish->size); break;
+    case WISH_EVENTS: answer_events(handle, wish->req, wish->size, wish->offset); break;
     case WISH_PEEK:
         if (!wait_is_over(view, handle, wish->parked.since_us, now_us)) {
             fuse_reply_err(wish->req, EAGAIN);

@@ -30,6 +30,9 @@ struct handle {
     bool hold_broken;     /* the daemon has ended it */
     struct wish *opening; /* the open(2) of a hold, until the daemon has acknowledged it */
     struct events_reader events;
+    char *given; /* the end of what has been read of `events`, for who seeks back; or NULL */
+    size_t given_bytes;
+    off_t given_end;       /* its place in the file */
     struct entry *entries; /* a directory's snapshot */
     size_t n_entries;
     struct fuse_pollhandle *poll; /* somebody wants to know of the next change */
@@ -136,7 +139,7 @@ void answer_open(struct view *view, fuse_req_t req, uint64_t ino,
                  const struct fuse_file_info *asked, uint64_t now_us);
 void answer_events_open(struct handle *handle, fuse_req_t req, const struct fuse_file_info *asked);
 void answer_read(struct handle *handle, fuse_req_t req, size_t size, off_t offset, uint64_t now_us);
-void answer_events(struct handle *handle, fuse_req_t req, size_t size);
+void answer_events(struct handle *handle, fuse_req_t req, size_t size, off_t offset);
 void answer_opendir(struct view *view, fuse_req_t req, uint64_t ino,
                     const struct fuse_file_info *asked);
 
