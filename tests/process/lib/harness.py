@@ -139,10 +139,10 @@ class Bench:
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
             raise Skip("/dev/fuse is missing or may not be opened")
 
-    def need_program(self, name):
+    def need_program(self, name, package=None):
         path = shutil.which(name)
         if not path:
-            raise Skip(f"{name} is not installed")
+            raise Skip(f"{name} is not installed" + (f" (Debian: {package})" if package else ""))
         return path
 
     def run(self, *args, code=0, err=None, input=None, limit_s=PROGRAM_LIMIT_S, env=None):
