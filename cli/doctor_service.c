@@ -394,7 +394,7 @@ void doctor_config(struct doctor *d)
 {
     static const char *const service_env[] = {
         "env", "-u",         "XDG_DATA_HOME",     "-u", "XDG_STATE_HOME", "-u", "XDG_CONFIG_HOME",
-        "-u",  "HEARTH_CPU", "HOME=" SYSTEM_STATE};
+        "-u",  "HEARTH_CPU", ("HOME=" SYSTEM_STATE)};
     char path[DOCTOR_PATH_BYTES], cmdline[64];
     const char *argv[MAX_FLAGS + ELEMENTSOF(service_env) + 4];
     int argc = 0;
