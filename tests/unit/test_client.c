@@ -1228,3 +1228,69 @@ Test(client, an_ended_request_is_finished_at_once)
     hearth_free(h);
     fake_stop(&fake);
 }
+
+/* Three requests are read by messages: which of them had a descriptor, and what it reads. */
+static void serve_files(struct fake *fake, int fd)
+{
+    uint64_t ids[3] = {0};
+    struct wire_buffer out = {0};
+    if (!fake_hello(fd))
+        return;
+    for (int n = 0; n < 3;) {
+        _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+        uint8_t bytes[1024];
+        struct iovec iov = {bytes, sizeof(bytes)};
+        struct msghdr message = {.msg_iov = &iov,
+                                 .msg_iovlen = 1,
+                                 .msg_control = control,
+                                 .msg_controllen = sizeof(control)};
+        ssize_t len = recvmsg(fd, &message, 0);
+        if (len <= 0)
+            return;
+        struct cmsghdr *cmsg = CMSG_FIRSTHDR(&message);
+        struct wire_header header = {0};
+        for (ssize_t at = 0; at < len; at += WIRE_HEADER_BYTES + header.body_len) {
+            if (wire_header_read(bytes + at, &header) < 0 || n == 3)
+                return;
+            ids[n++] = header.id;
+        }
+        if (!cmsg)
+            continue;
+        /* With a descriptor, the last frame of the message is a warm without a name. */
+        int file;
+        char text[16] = "";
+        memcpy(&file, CMSG_DATA(cmsg), sizeof(file));
+        if (header.type == WIRE_WARM && pread(file, text, sizeof(text) - 1, 0) == 4 &&
+            strcmp(text, "GGUF") == 0)
+            atomic_fetch_add(&fake->seen, n == 2);
+        close(file);
+    }
+    for (int i = 0; i < 3; i++)
+        fake_put_done(&out, ids[i], "stop");
+    fake_send(fd, &out);
+}
+
+Test(client, a_file_goes_along_with_its_own_frame)
+{
+    struct fake fake;
+    struct log log = {0};
+    char path[] = "/tmp/hearth-file-XXXXXX";
+    int fd = mkstemp(path);
+    uint64_t id = 0;
+    cr_assert_eq(write(fd, "GGUF", 4), 4);
+    fake_start(&fake, serve_files);
+    struct hearth *h = must_connect(&fake);
+    cr_assert_eq(hearth_warm_fd(h, -1, true, log_reply, &log, NULL), -EBADF);
+    cr_assert(*hearth_message(h));
+    cr_assert_eq(hearth_null(h, log_reply, &log, NULL), 0);
+    cr_assert_eq(hearth_warm_fd(h, fd, true, log_reply, &log, NULL), 0);
+    close(fd); /* the library has its own */
+    cr_assert_eq(hearth_warm_fd(h, 0, true, log_reply, &log, NULL), -EBUSY);
+    cr_assert_eq(hearth_null(h, log_reply, &log, &id), 0);
+    cr_assert_eq(hearth_finish(h, id, PATIENCE_US), 0);
+    cr_assert_eq(log.done, 3);
+    cr_assert_eq(atomic_load(&fake.seen), 1, "the descriptor came with the second frame");
+    hearth_free(h);
+    fake_stop(&fake);
+    unlink(path);
+}
