@@ -401,12 +401,14 @@ static int write_json(const struct bench *bench)
         struct row row = medians(bench, i);
         json_array_append_new(
             root,
-            json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:I, s:I, s:o, s:o}", "stage",
-                      stages[i].name, "requests_per_s", row.requests_per_s, "p50_us", row.p50_us,
-                      "p99_us", row.p99_us, "first_token_p50_us", row.first_token_p50_us,
-                      "steady_p99_us", row.steady_p99_us, "memory_per_request_bytes",
-                      json_memory(&row), "gain", row.requests_per_s / first_per_s, "errors",
-                      (json_int_t)row.errors, "pairs", (json_int_t)bench->n_rounds, "to_previous",
+            json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:I, s:I, s:o, s:o}",
+                      "stage", stages[i].name, "requests_per_s", row.requests_per_s, "p50_us",
+                      row.p50_us, "p99_us", row.p99_us, "first_token_p50_us",
+                      row.first_token_p50_us, "steady_p99_us", row.steady_p99_us, "steady_per_s",
+                      row.steady_per_s, "alternating_per_s", row.alternating_per_s,
+                      "memory_per_request_bytes", json_memory(&row), "gain",
+                      row.requests_per_s / first_per_s, "errors", (json_int_t)row.errors, "pairs",
+                      (json_int_t)bench->n_rounds, "to_previous",
                       json_step(bench, i > 0 ? i - 1 : 0, i), "to_first", json_step(bench, 0, i)));
     }
     r = json_dump_file(root, bench->json_path, JSON_INDENT(2));
