@@ -172,6 +172,19 @@ static void scan_done(struct registry *registry, struct load_task *task)
     registry->options.ops.changed(registry->options.ops.userdata, NULL);
 }
 
+/* A look that hangs in a directory is given up like a load: what it would have found is not there. */
+static void check_scan(struct registry *registry, uint64_t now)
+{
+    if (!registry->scan || atomic_load(&registry->scan->n_hands) == 0 ||
+        now - registry->scanned_us < registry->options.config->loading.timeout_us)
+        return;
+    log_warning("looking through the models directories has taken longer than loading.timeout: "
+                "given up; a disk hangs, or raise it");
+    loader_abandon(registry->loader, TAKE_PTR(registry->scan));
+    registry->looks_done = MAX(registry->looks_done + 1, registry->look_wanted);
+    registry->options.ops.changed(registry->options.ops.userdata, NULL);
+}
+
 bool registry_rescan(struct registry *registry, bool force)
 {
     uint64_t now = registry_now_us(registry);
@@ -491,8 +504,10 @@ static void take_done(struct registry *registry, struct load_task *task)
     case TASK_CALL:
         if (registry_is_save(registry, task))
             registry_saved(registry, task);
-        else if (!task->own)
+        else if (task == registry->scan)
             scan_done(registry, task);
+        else
+            catalog_free(task->result); /* of a look that was given up */
         break;
     case TASK_FREE:
         registry->freeing_bytes -= task->memory_bytes;
@@ -531,6 +546,7 @@ void registry_tick(struct registry *registry)
     uint64_t now = registry_now_us(registry);
     struct model_entry *entry, *next;
 
+    check_scan(registry, now);
     HASH_ITER (hh, registry->entries, entry, next) {
         if (entry->task)
             registry_check_load(registry, entry, now);

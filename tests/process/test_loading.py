@@ -264,6 +264,25 @@ def a_disk_that_hangs_takes_one_load_down_and_no_thread_for_ever(t):
 
 
 @test
+def a_directory_that_hangs_is_given_up(t):
+    t.need_fuse()
+    path = made_model(t)
+    with Disk(t, path, "there.gguf") as disk:
+        d = t.daemon("--models", disk.dir, models=[path],
+                     config="loading: {timeout: 1s, max_concurrent: 1}\n")
+        d.expect_log(r"hearthd: looking through the models directories has taken longer .+")
+        time.sleep(1.1)  # until a look is due again
+        disk.hang()
+        with d.client() as c, d.client() as other:
+            request = c.request("COMPLETE", ("MODEL", "nonesuch"), ("PROMPT", "a"))
+            last = other.ask("COMPLETE", ("MODEL", "made"), ("PROMPT", "a"), ("MAX_TOKENS", 2))[-1]
+            expect(last.type == "DONE", f"beside it: {last}")
+            expect(c.replies(request)[-1].get("CODE") == "no-such-model", "the look that hangs")
+            disk.go_on()
+        d.stop()
+
+
+@test
 def a_deadline_is_kept_while_its_model_loads(t):
     t.need_fuse()
     path = made_model(t, "slow", "--dim", "256", "--layers", "4", "--ff", "1024")
