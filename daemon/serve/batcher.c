@@ -455,6 +455,13 @@ static struct job *next_waiting(const struct lane *lane)
     return next;
 }
 
+/* Whether one that has been denied memory for so long stands before others: every other second, so
+ * that nobody is held up for longer where it does not help. */
+static bool claims(uint64_t denied_us)
+{
+    return denied_us / BATCHER_PATIENCE_US % 2 == 1;
+}
+
 /* Whether another share, denied memory longer than this one and for long, gets it first: of any
  * user where there was none, of the same one where he held too much. */
 static bool must_yield(const struct batcher *batcher, const struct share *share, uint64_t now_us)
@@ -463,7 +470,7 @@ static bool must_yield(const struct batcher *batcher, const struct share *share,
         return false;
     for (const struct lane *lane = batcher->lanes; lane; lane = lane->next)
         for (const struct share *s = lane->shares; s; s = s->next)
-            if (s != share && s->denied_us && now_us - s->denied_us >= BATCHER_PATIENCE_US &&
+            if (s != share && s->denied_us && claims(now_us - s->denied_us) &&
                 (!share->denied_us || s->denied_us < share->denied_us) &&
                 (!s->denied_own || s->account == share->account))
                 return true;
@@ -748,13 +755,20 @@ bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us
     return lane->open;
 }
 
+/* Whether jobs of the share run, or wait for the lane's step to end; one that was denied memory does
+ * not wait for that. */
+static bool waits_for_step(const struct share *share)
+{
+    return share->n_active > 0 && !(share->lane->open && share->denied_us);
+}
+
 /* The lane's share that is due first. */
 static const struct share *lane_due(const struct lane *lane)
 {
     const struct share *due = NULL;
 
     for (const struct share *share = lane->shares; share; share = share->next)
-        if (share->n_jobs > 0 && (share->columns > 0 || share->n_active > 0) &&
+        if (share->n_jobs > 0 && (share->columns > 0 || waits_for_step(share)) &&
             (!due || share->account->virtual_us < due->account->virtual_us))
             due = share;
     return due;

@@ -9,7 +9,7 @@
  * A function of (state, now): it reads no clock, allocates only per lane and per user, and knows
  * nothing of sockets, models or text, so that tests run it in virtual time. KV memory is asked for
  * through `admit` and `grow`, and taken back through batcher_preempt(). A user whose job was denied
- * memory for long stands before all others: nobody else begins until it has.
+ * memory for a second stands before all others for the next: nobody else begins meanwhile.
  *
  * Hides: the queues, the fair shares, the size of prompt chunks. Thread: the engine thread. */
 #ifndef HEARTH_SERVE_BATCHER_H

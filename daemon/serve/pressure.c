@@ -231,20 +231,58 @@ static struct request *victim_of_growth(const struct pressure *pressure,
     return victim;
 }
 
-/* Who gives way to one that begins: of users who hold more than their share, but for those that are
- * safe. NULL: nobody. */
-static struct request *victim_of_beginning(const struct pressure *pressure,
-                                           const struct request *request)
+/* What a request needs that wants to begin. */
+struct need {
+    const struct request *request;
+    uint64_t bytes;
+    bool waited;                  /* for memory, and for long */
+    const struct request *oldest; /* that runs */
+};
+
+/* Whether `r` gives way to one that begins: of a user who holds more than his share, where the
+ * other stays within his. To one that has waited for long also who came later, and those of a user
+ * who holds more than the other's would then, but for the oldest that runs. */
+static bool gives_way_to(const struct pressure *pressure, const struct request *r,
+                         const struct need *need)
+{
+    const struct payer *own = need->request->kv.payer;
+    uint64_t bytes = r->kv.payer->account.bytes, wanted = own->account.bytes + need->bytes;
+
+    if (r->kv.is_parked || r->job.known < r->kv.safe_tokens)
+        return false;
+    if (r->kv.payer != own && bytes > pressure->options.per_uid_bytes &&
+        wanted <= pressure->options.per_uid_bytes)
+        return true;
+    return need->waited && (r->job.serial > need->request->job.serial ||
+                            (r->kv.payer != own && bytes > wanted && r != need->oldest));
+}
+
+/* Who gives way to one that begins; with `own` only of its own user. NULL: nobody. */
+static struct request *victim_of_beginning(const struct pressure *pressure, const struct need *need,
+                                           bool own)
 {
     struct request *victim = NULL;
 
     for (struct request *r = pressure->holders; r; r = r->kv.next)
-        if (r->kv.payer != request->kv.payer && !r->kv.is_parked &&
-            r->kv.payer->account.bytes > pressure->options.per_uid_bytes &&
-            r->job.known >= r->kv.safe_tokens &&
-            (!victim || gives_way_before(r, victim, request->runner_model)))
+        if (gives_way_to(pressure, r, need) && (!own || r->kv.payer == need->request->kv.payer) &&
+            (!victim || gives_way_before(r, victim, need->request->runner_model)))
             victim = r;
     return victim;
+}
+
+/* Whether there would be enough if all gave way that do; shared tiles count for each who has them,
+ * so it may turn out not to be. */
+static bool would_do(const struct pressure *pressure, const struct need *need)
+{
+    struct engine_kv_stats kv;
+    uint64_t bytes;
+
+    engine_kv_stats(pressure->options.engine, &kv);
+    bytes = kv.budget_bytes - kv.used_bytes;
+    for (const struct request *r = pressure->holders; r; r = r->kv.next)
+        if (gives_way_to(pressure, r, need))
+            bytes += sequence_bytes(r->sequence);
+    return bytes >= need->bytes;
 }
 
 /* It gives way now, or when its step is over. False: memory has not come free. */
@@ -296,13 +334,27 @@ static bool over_share(const struct pressure *pressure, const struct request *re
 }
 
 /* Somebody gives way to a request that begins. False: nobody does now. */
-static bool make_way(struct pressure *pressure, const struct request *request, uint64_t bytes)
+static bool make_way(struct pressure *pressure, struct request *request, struct need *need)
 {
+    struct request *victim;
+
     if (take_parked(pressure, NULL))
         return true;
-    if (request->kv.payer->account.bytes + bytes > pressure->options.per_uid_bytes)
-        return false;
-    return evict(pressure, victim_of_beginning(pressure, request));
+    if (need->waited && !would_do(pressure, need)) {
+        /* Nobody goes in vain: it waits for those that came before it, and asks again then. */
+        request->kv.tried_us = clock_now_us(pressure->options.clock);
+        need->waited = false;
+    }
+    victim = victim_of_beginning(pressure, need, false);
+    return evict(pressure, victim);
+}
+
+/* Its user comes down to what lets it begin. False: he does not now. */
+static bool make_way_within(struct pressure *pressure, const struct need *need)
+{
+    if (take_parked(pressure, need->request->kv.payer))
+        return true;
+    return need->waited && evict(pressure, victim_of_beginning(pressure, need, true));
 }
 
 /* A reservation of whole pages: what sequence_room() says then is what a step may fill. */
@@ -335,6 +387,15 @@ static int denied(struct pressure *pressure, struct request *request, int error)
     return error;
 }
 
+/* For memory, since it was first denied it or last tried in vain to take it from others. */
+static bool has_waited(const struct pressure *pressure, const struct request *request)
+{
+    uint64_t since_us = MAX(request->kv.short_us, request->kv.tried_us);
+
+    return request->kv.short_us &&
+           clock_now_us(pressure->options.clock) - since_us >= BATCHER_PATIENCE_US;
+}
+
 int pressure_begin(struct pressure *pressure, struct request *request, struct model *model)
 {
     uint32_t context_tokens = engine_context_tokens(pressure->options.engine, model);
@@ -348,7 +409,12 @@ int pressure_begin(struct pressure *pressure, struct request *request, struct mo
         .ids = request->ids,
         .n_ids = request->n_ids,
     };
-    uint64_t bytes = engine_kv_bytes(pressure->options.engine, model, start.reserve_tokens);
+    struct need need = {
+        .request = request,
+        .bytes = engine_kv_bytes(pressure->options.engine, model, start.reserve_tokens),
+        .waited = has_waited(pressure, request),
+        .oldest = oldest_holder(pressure),
+    };
     int r;
 
     if (request->n_ids > context_tokens)
@@ -357,13 +423,13 @@ int pressure_begin(struct pressure *pressure, struct request *request, struct mo
     if (!request->kv.payer)
         return denied(pressure, request, -ENOMEM);
     start.account = &request->kv.payer->account;
-    while (over_share(pressure, request, bytes))
-        if (!take_parked(pressure, request->kv.payer))
+    while (over_share(pressure, request, need.bytes))
+        if (!make_way_within(pressure, &need))
             return denied(pressure, request, -EDQUOT);
     do {
         r = sequence_begin(pressure->options.engine, model, &start, &request->sequence,
                            &request->prefix_wait);
-    } while (r == -EAGAIN && make_way(pressure, request, bytes));
+    } while (r == -EAGAIN && make_way(pressure, request, &need));
     if (r < 0)
         return denied(pressure, request, r);
     begun(pressure, request);

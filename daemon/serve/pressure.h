@@ -6,7 +6,9 @@
  * keeps its ids, waits again, and is computed again with the same tokens.
  *
  * A request that wants to begin takes the memory of parked ones, and of running ones only where
- * their user holds more than his share and its own user stays within his. One that runs and grows
+ * their user holds more than his share and its own user stays within his; after it has waited for
+ * long, also of those that came later, and of users who hold more than its own then does. So no
+ * request waits for ever, however large, and however many small ones come. One that runs and grows
  * takes it from any other but the oldest that runs; so the oldest comes to its end, and then the
  * next. While another user waits, a user who has something begins nothing beyond his share.
  *
@@ -41,6 +43,7 @@ struct holding {
     struct request *parked_previous, *parked_next; /* those that are parked, the longest first */
     bool is_parked;
     uint64_t parked_us;
+    uint64_t tried_us;    /* it last found that not enough would give way to it */
     uint64_t short_us;    /* it has been waiting for memory since; 0: it has not */
     uint32_t safe_tokens; /* it need not give way to others' shares before it knows so many */
     uint32_t n_computed;  /* tokens that were computed before it gave way */

@@ -955,3 +955,46 @@ Test(batcher, users_share_engine_time_over_several_models)
     lane_free(slow);
     end_world(world);
 }
+
+/* Who waits for memory has had no engine time: that must not put his model's steps before those of
+ * others, since he is not in them. */
+Test(batcher, who_waits_for_memory_does_not_draw_the_engine_to_his_model)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job before = job_of(world->lane, 2, 5, 1), denied, other_job;
+    uint32_t n_other = 0;
+    struct lane *other;
+    const struct batch *batch;
+
+    cr_assert_eq(lane_new(world->batcher, NULL, &other), 0);
+    denied_uid = 1;
+    denial = -EAGAIN;
+    add(world, &before);
+    step(world, world->lane, 1000, false);
+    denied = job_of(world->lane, 1, 5, 2);
+    other_job = job_of(other, 3, 5, 3);
+    add(world, &denied);
+    add(world, &other_job);
+    for (int i = 0; i < 100; i++) {
+        struct lane *lane = batcher_pick(world->batcher, world->now_us, &world->wake_us);
+        struct job *job = lane == other ? &other_job : &before;
+
+        if (!lane_step_open(lane))
+            cr_assert(batcher_compose(world->batcher, lane, world->now_us, &batch));
+        batcher_charge(world->batcher, lane, 100);
+        if (i % 2) {
+            batcher_close(world->batcher, lane, 100);
+            job->known++;
+        }
+        n_other += lane == other;
+    }
+    cr_expect(n_other > 30, "the other model had %u of 100 slices", n_other);
+    for (struct lane *const *lane = (struct lane *const[]){world->lane, other, NULL}; *lane; lane++)
+        if (lane_step_open(*lane))
+            batcher_close(world->batcher, *lane, 100);
+    batcher_remove(world->batcher, &before);
+    batcher_remove(world->batcher, &denied);
+    batcher_remove(world->batcher, &other_job);
+    lane_free(other);
+    end_world(world);
+}

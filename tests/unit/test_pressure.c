@@ -254,6 +254,17 @@ static uint64_t preemptions(const struct world *world)
     return metrics_get(world->metrics, M_PREEMPTIONS);
 }
 
+/* Runs until all have ended. */
+static void run_out(struct world *world, uint32_t most_slices)
+{
+    for (uint32_t n = 0; world->n_live > 0; n++) {
+        cr_assert_lt(n, most_slices, "%u have not ended", world->n_live);
+        cr_assert(slice(world), "%u wait for ever", world->n_live);
+        check(world);
+        cr_assert_null(batcher_refused(world->batcher));
+    }
+}
+
 /* ---- admission and growth ---- */
 
 Test(pressure, a_request_begins_with_its_prompt_and_a_little_and_grows_by_pages)
@@ -490,18 +501,69 @@ Test(pressure, a_request_larger_than_the_share_takes_turns)
     world_free(world);
 }
 
-/* ---- everybody gets to the end ---- */
-
-/* Runs until all have ended. */
-static void run_out(struct world *world, uint32_t most_slices)
+/* Another's texts, which came before and are long, leave no room for a large request; small ones
+ * go on beside it, and give way to it once there is enough. */
+Test(pressure, a_large_request_that_waits_holds_up_nobody_for_long)
 {
-    for (uint32_t n = 0; world->n_live > 0; n++) {
-        cr_assert_lt(n, most_slices, "%u have not ended", world->n_live);
-        cr_assert(slice(world), "%u wait for ever", world->n_live);
+    struct world *world = world_new(BUDGET_TILES, false);
+    struct request *before = add(world, 0, 3, 150, 340), *large;
+    uint32_t ended, n;
+
+    while (before->job.fed < 150)
+        slice(world);
+    large = add(world, 0, 1, 340, 20); /* 23 tiles */
+    for (n = 0, ended = 0; before->n_ids < 480; n++) {
+        while (world->n_live < 6)
+            add(world, 1, 2, 30, 60);
+        ended = world->n_ended;
+        cr_assert(slice(world));
         check(world);
-        cr_assert_null(batcher_refused(world->batcher));
+        cr_assert_null(large->sequence);
+        cr_assert_lt(n, 20000);
     }
+    cr_expect_gt(ended, 8, "the small ones stood still: %u ended", ended);
+    for (n = 0; before != NULL; n++) {
+        bool there = false;
+
+        cr_assert(slice(world));
+        for (uint32_t i = 0; i < world->n_live; i++)
+            there |= world->live[i] == before;
+        if (!there)
+            before = NULL;
+        cr_assert_lt(n, 20000);
+    }
+    for (n = 0; !large->sequence; n++) {
+        while (world->n_live < 6)
+            add(world, 1, 2, 30, 60);
+        cr_assert(slice(world));
+        check(world);
+        cr_assert_lt(n, 3000000 / (STEP_US / 3), "it waits on although there is enough");
+    }
+    run_out(world, 100000);
+    world_free(world);
 }
+
+/* Two users fill the budget, each within his share; the third gets his part after a while. */
+Test(pressure, a_third_user_is_not_kept_out_by_two)
+{
+    struct world *world = world_new(16, false);
+    struct request *third;
+
+    for (uint32_t i = 0; i < 8; i++)
+        add(world, 0, 1 + i % 2, 33, 400); /* 4 tiles each */
+    step(world, 0);
+    cr_assert_geq(uid_tiles(world, 1) + uid_tiles(world, 2), 28);
+    third = add(world, 1, 3, 60, 10); /* 5 tiles */
+    step(world, 1);
+    cr_expect_null(third->sequence, "nobody holds more than his share");
+    world->now_us += 2 * BATCHER_PATIENCE_US;
+    step(world, 1);
+    cr_expect(third->sequence);
+    cr_expect_eq(preemptions(world), 1);
+    world_free(world);
+}
+
+/* ---- everybody gets to the end ---- */
 
 static uint64_t oldest_that_holds(const struct world *world)
 {
@@ -521,8 +583,8 @@ static const struct request *find(const struct world *world, uint64_t serial)
     return NULL;
 }
 
-/* Each needs almost the whole budget: the oldest that runs is never preempted, and so they end one
- * after the other, with no step that advances nobody. */
+/* Each needs almost the whole budget: the oldest that runs gives way only to one that came before
+ * it, and so they end one after the other. */
 Test(pressure, a_budget_of_one_sequence_serves_them_all)
 {
     struct world *world = world_new(BUDGET_TILES, false);
@@ -534,8 +596,10 @@ Test(pressure, a_budget_of_one_sequence_serves_them_all)
     for (; world->n_live > 0; n++) {
         const struct request *was = find(world, oldest);
 
-        cr_assert(!was || was->sequence, "the oldest gave way");
-        oldest = oldest_that_holds(world);
+        uint64_t now = oldest_that_holds(world);
+
+        cr_assert(!was || was->sequence || now < oldest, "the oldest gave way to a younger one");
+        oldest = now;
         cr_assert_lt(n, 12 * 3 * 2 * 460, "%u have not ended", world->n_live);
         cr_assert(slice(world), "%u wait for ever", world->n_live);
         check(world);
