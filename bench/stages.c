@@ -284,7 +284,8 @@ struct figure {
 
 static const struct figure figures[] = {
     FIGURE(requests_per_s),     FIGURE(p50_us),        FIGURE(p99_us),
-    FIGURE(first_token_p50_us), FIGURE(steady_p99_us),
+    FIGURE(first_token_p50_us), FIGURE(steady_p99_us), FIGURE(steady_per_s),
+    FIGURE(alternating_per_s),
 };
 
 enum { BY_RATE = 0, BY_FIRST_TOKEN = 3, BY_STEADY_P99 = 4 };
