@@ -61,6 +61,7 @@ static void *guard_main(void *argument)
     struct own_daemon *daemon;
     sigset_t ending;
     int signal;
+    pid_t pid;
 
     (void)argument;
 
@@ -71,8 +72,9 @@ static void *guard_main(void *argument)
     daemon = atomic_load(&guarded);
     /* What the others say now, they say of a daemon that was taken from them. */
     be_quiet();
-    if (daemon && daemon->pid > 0)
-        kill(daemon->pid, SIGKILL);
+    pid = daemon ? daemon->pid : 0;
+    if (pid > 0 && kill(pid, SIGKILL) == 0)
+        waitpid(pid, NULL, 0);
     if (daemon)
         nftw(daemon->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
     _exit(EXIT_INTERRUPTED);
