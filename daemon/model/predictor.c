@@ -154,9 +154,13 @@ void predictor_restart(struct predictor *predictor)
 {
     predictor->before = predictor->last = NOBODY;
     shadows_empty(predictor);
-    predictor->trial = (struct trial){.mean_s = predictor->trial.mean_s,
-                                      .failures = predictor->trial.failures,
-                                      .pause = predictor->trial.pause};
+    predictor->trial =
+        (struct trial){.mean = predictor->trial.mean, .failures = predictor->trial.failures};
+}
+
+void predictor_left(struct predictor *predictor, uint32_t model)
+{
+    shadows_forget(predictor, model);
 }
 
 void predictor_set_bytes(struct predictor *predictor, uint32_t model, uint64_t bytes)

@@ -40,6 +40,9 @@ enum predictor_mode {
     PREDICTOR_FILLS,    /* keeps the likeliest set in memory, too */
 };
 
+/* More wanted than any estimate says: for what somebody has said will be used. */
+#define PREDICTOR_SURELY 64.0
+
 struct predictor;
 
 int predictor_new(struct predictor **ret_predictor);
@@ -63,6 +66,9 @@ void predictor_set_predictable(struct predictor *predictor, uint32_t model, bool
 void predictor_set_dry_run(struct predictor *predictor, bool dry_run);
 /* A new life begins after what it was told: nothing is loaded, and what comes follows nothing. */
 void predictor_restart(struct predictor *predictor);
+
+/* It has left memory, and not to make room: neither has any shadow it any more. */
+void predictor_left(struct predictor *predictor, uint32_t model);
 
 /* A request for it comes in and finds it ready, or not. True: it was counted, and what is wanted
  * has changed; false: it belongs to the one before. */

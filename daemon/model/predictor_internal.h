@@ -59,16 +59,16 @@ struct shadow {
     uint64_t used_us[MAX_MODELS];
     bool target[MAX_MODELS]; /* SHADOW_FILL's */
     uint64_t io_free_us;
-    double cost_s; /* waiting, fading */
+    double cost;   /* waiting, in bytes of loads waited for; fading */
     double misses; /* requests that waited, fading */
-    double wait_s; /* in the last request */
+    double wait;   /* in the last request, likewise */
 };
 
 /* Its own ways on trial: what they cost and what LRU would have, fading. */
 struct trial {
-    double real_s, lru_s;
+    double real, lru; /* bytes */
     double real_misses, lru_misses;
-    double mean_s;     /* of a load */
+    double mean;       /* of a load */
     uint32_t requests; /* so far */
     uint32_t misses;   /* in a row */
     uint32_t failures; /* in a row */
@@ -144,8 +144,7 @@ void shadows_request(struct predictor *p, uint32_t model, uint64_t now_us);
 void mode_choose(struct predictor *p, uint32_t model, bool ready);
 /* Nothing is there any more. */
 void shadows_empty(struct predictor *p);
-/* Forgets a model whose number is given to another. */
+/* The model is not there any more. */
 void shadows_forget(struct predictor *p, uint32_t model);
-double load_seconds(const struct predictor *p, uint32_t model);
 
 #endif

@@ -34,9 +34,9 @@
 #define PAUSE_FIRST        32u
 #define PAUSE_DOUBLINGS    7u
 
-double load_seconds(const struct predictor *p, uint32_t model)
+static uint64_t load_us(const struct predictor *p, uint32_t model)
 {
-    return (double)p->models[model].bytes / p->bytes_per_s;
+    return (uint64_t)((double)p->models[model].bytes / p->bytes_per_s * 1e6);
 }
 
 /* Makes room in a shadow; false: the newcomer does not come. */
@@ -85,22 +85,22 @@ static void shadow_request(struct predictor *p, enum shadow_kind kind, uint32_t 
                            uint64_t now_us)
 {
     struct shadow *shadow = &p->shadow[kind];
-    double wait_s = 0;
+    double wait = 0;
 
-    shadow->cost_s *= KEEP_COST;
+    shadow->cost *= KEEP_COST;
     if (shadow->there[model] && shadow->ready_us[model] > now_us) {
-        wait_s = (double)(shadow->ready_us[model] - now_us) / 1e6;
+        wait = (double)(shadow->ready_us[model] - now_us) * 1e-6 * p->bytes_per_s;
         shadow->ready_us[model] = now_us;
     } else if (!shadow->there[model]) {
         drop_unfinished(p, shadow, now_us);
-        wait_s = load_seconds(p, model);
+        wait = (double)p->models[model].bytes;
         make_room(p, kind, model, RESIDENCY_ASKED_FOR, now_us);
     }
     shadow->used_us[model] = now_us;
-    shadow->cost_s += wait_s;
-    shadow->misses = shadow->misses * KEEP_COST + (wait_s > 0);
-    shadow->io_free_us = now_us + (uint64_t)(wait_s * 1e6);
-    shadow->wait_s = wait_s;
+    shadow->cost += wait;
+    shadow->misses = shadow->misses * KEEP_COST + (wait > 0);
+    shadow->io_free_us = now_us + (uint64_t)(wait / p->bytes_per_s * 1e6);
+    shadow->wait = wait;
 }
 
 static void shadow_predict(struct predictor *p, enum shadow_kind kind, uint64_t now_us)
@@ -116,7 +116,7 @@ static void shadow_predict(struct predictor *p, enum shadow_kind kind, uint64_t 
         proposed[m] = true;
         if (!make_room(p, kind, m, worth_with(p, target, m), now_us))
             continue;
-        shadow->io_free_us += (uint64_t)(load_seconds(p, m) * 1e6);
+        shadow->io_free_us += load_us(p, m);
         shadow->ready_us[m] = shadow->io_free_us;
     }
 }
@@ -146,17 +146,17 @@ void shadows_empty(struct predictor *p)
 
 static enum predictor_mode best_mode(const struct predictor *p)
 {
-    double lru_s = p->shadow[SHADOW_LRU].cost_s, order_s = p->shadow[SHADOW_ORDER].cost_s;
-    double predict_s = p->shadow[SHADOW_PREDICT].cost_s, fill_s = p->shadow[SHADOW_FILL].cost_s;
+    double lru = p->shadow[SHADOW_LRU].cost, order = p->shadow[SHADOW_ORDER].cost;
+    double predict = p->shadow[SHADOW_PREDICT].cost, fill = p->shadow[SHADOW_FILL].cost;
     double enough = p->mode == PREDICTOR_LRU ? BETTER_TO_BEGIN : BETTER_TO_STAY;
 
-    if (p->skill > SKILL_TO_FILL && predict_s > order_s * PREDICTIONS_SAVE &&
+    if (p->skill > SKILL_TO_FILL && predict > order * PREDICTIONS_SAVE &&
         p->shadow[SHADOW_FILL].misses < p->shadow[SHADOW_ORDER].misses * MISSES_WITH_FILLS &&
-        fill_s <= lru_s)
+        fill <= lru)
         return PREDICTOR_FILLS;
-    if (predict_s < order_s && predict_s <= lru_s * enough)
+    if (predict < order && predict <= lru * enough)
         return PREDICTOR_PREDICTS;
-    if (order_s <= lru_s * enough)
+    if (order <= lru * enough)
         return PREDICTOR_SILENT;
     return PREDICTOR_LRU;
 }
@@ -164,16 +164,15 @@ static enum predictor_mode best_mode(const struct predictor *p)
 /* Whether its ways have saved something against LRU: waiting, or at no more waiting many misses. */
 static bool trial_earns(const struct trial *trial)
 {
-    return trial->real_s <= trial->lru_s * TRIAL_EARNS ||
-           (trial->real_s <= trial->lru_s * TRIAL_AS_DEAR &&
+    return trial->real <= trial->lru * TRIAL_EARNS ||
+           (trial->real <= trial->lru * TRIAL_AS_DEAR &&
             trial->real_misses <= trial->lru_misses * TRIAL_EARNS_MISSES);
 }
 
 /* Whether a trial has shown enough for now, and not that its ways are better than LRU. */
 static bool trial_failed(const struct trial *trial)
 {
-    return trial->misses >= TRIAL_MISSES ||
-           trial->real_s > trial->lru_s + TRIAL_LOSSES * trial->mean_s ||
+    return trial->misses >= TRIAL_MISSES || trial->real > trial->lru + TRIAL_LOSSES * trial->mean ||
            (trial->requests >= TRIAL_REQUESTS && !trial_earns(trial));
 }
 
@@ -181,14 +180,13 @@ static bool trial_failed(const struct trial *trial)
 static bool trial_go_on(struct predictor *p, uint32_t model, bool ready)
 {
     struct trial *trial = &p->trial;
-    double load_s = load_seconds(p, model);
+    double load = (double)p->models[model].bytes;
 
-    trial->mean_s =
-        trial->mean_s > 0 ? trial->mean_s * KEEP_MEAN + load_s * (1 - KEEP_MEAN) : load_s;
-    trial->real_s = trial->real_s * KEEP_COST + (ready ? 0 : load_s);
-    trial->lru_s = trial->lru_s * KEEP_COST + p->shadow[SHADOW_LRU].wait_s;
+    trial->mean = trial->mean > 0 ? trial->mean * KEEP_MEAN + load * (1 - KEEP_MEAN) : load;
+    trial->real = trial->real * KEEP_COST + (ready ? 0 : load);
+    trial->lru = trial->lru * KEEP_COST + p->shadow[SHADOW_LRU].wait;
     trial->real_misses = trial->real_misses * KEEP_COST + !ready;
-    trial->lru_misses = trial->lru_misses * KEEP_COST + (p->shadow[SHADOW_LRU].wait_s > 0);
+    trial->lru_misses = trial->lru_misses * KEEP_COST + (p->shadow[SHADOW_LRU].wait > 0);
     trial->requests++;
     trial->misses = ready ? 0 : trial->misses + 1;
     if (p->mode == PREDICTOR_LRU)
@@ -218,7 +216,7 @@ void mode_choose(struct predictor *p, uint32_t model, bool ready)
     }
     best = best_mode(p);
     if (p->mode == PREDICTOR_LRU && best != PREDICTOR_LRU) {
-        trial->real_s = trial->lru_s = trial->real_misses = trial->lru_misses = 0;
+        trial->real = trial->lru = trial->real_misses = trial->lru_misses = 0;
         trial->requests = trial->misses = 0;
     }
     p->mode = best;

@@ -428,6 +428,7 @@ void registry_warmed(struct registry *registry, struct model_entry *entry, const
     }
     entry->last_used_us = entry->idle_since_us = registry_now_us(registry);
     entry->shortened_us = 0;
+    entry->unused = true;
     registry_set_state(registry, entry, MODEL_READY);
     registry_need_changed(registry, entry);
     if (entry->leaving || registry->shutting_down)

@@ -89,6 +89,7 @@ struct model_entry {
     char error[FAULT_TEXT_BYTES];
     uint64_t asked_us;     /* when a request last asked for it; 0: never */
     uint64_t predicted_us; /* when it was predicted, until it is used or leaves; 0: not */
+    bool unused;           /* since it became ready */
     bool evicted;          /* it had to go for another, and has not been loaded since */
     uint32_t evictions;
     struct {

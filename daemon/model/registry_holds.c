@@ -45,6 +45,7 @@ void registry_use(struct registry *registry, struct model_entry *entry, uint32_t
 {
     entry->in_use++;
     entry->requests++;
+    entry->unused = false;
     entry->last_used_us = registry_now_us(registry);
     registry_use_needs(registry, entry);
     note_user(entry, uid, entry->last_used_us, true);

@@ -274,6 +274,11 @@ void registry_foreseen_loaded(struct registry *registry, const struct model_entr
 
 void registry_foreseen_left(struct registry *registry, struct model_entry *entry)
 {
+    struct predictor *predictor = registry->foresight->predictor;
+    int number = predictor_find(predictor, entry->name);
+
+    if (number >= 0 && !entry->evicted)
+        predictor_left(predictor, (uint32_t)number);
     if (entry->predicted_us == 0 || setting(registry) == PREDICTION_DRY_RUN)
         return;
     metrics_add(registry->options.metrics, M_PREDICTIONS_WASTED, 1);

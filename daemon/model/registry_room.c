@@ -38,11 +38,16 @@ uint64_t registry_need_bytes(const struct model_entry *entry)
                        : entry->file_bytes / 100 * (100 + LOAD_EXTRA_PERCENT);
 }
 
-/* Somebody had it loaded a moment ago, and has not come to use it yet. */
+/* Somebody had it loaded a moment ago, and has not come to use it yet; or it is a user's file, of
+ * which nothing is foretold, and was used a moment ago. */
 static bool is_awaited(const struct registry *registry, const struct model_entry *entry)
 {
-    return entry->priority < LOAD_PREDICTED && entry->last_used_us <= entry->state_since_us &&
-           registry_now_us(registry) - entry->state_since_us < PREDICTOR_WINDOW_US;
+    uint64_t now = registry_now_us(registry);
+
+    if (entry->file)
+        return now - entry->last_used_us < PREDICTOR_WINDOW_US;
+    return entry->state == MODEL_READY && entry->unused && entry->priority < LOAD_PREDICTED &&
+           now - entry->state_since_us < PREDICTOR_WINDOW_US;
 }
 
 /* Whether a resident stays for now, whatever it is worth. */
@@ -89,7 +94,7 @@ static int room_look(const struct registry *registry, const struct model_entry *
         room.residents[room.n++] = (struct resident){
             .bytes = e->reserved_bytes,
             .last_used_us = e->last_used_us,
-            .wanted = registry_wanted(registry, e),
+            .wanted = is_awaited(registry, e) ? PREDICTOR_SURELY : registry_wanted(registry, e),
             .fixed = e->pinned || e->holds > 0,
             .busy = is_busy(registry, e, newcomer),
             .leaving = is_leaving(e),
