@@ -57,7 +57,8 @@ static void recall(struct registry *registry)
             log_warning("the history of requests in %s is discarded: %s", path, fault.text);
         return;
     }
-    history_tell(f->history, f->predictor, predictor_now_us(registry));
+    /* As long ago as it takes for nothing of it to be of the present. */
+    history_tell(f->history, f->predictor, predictor_now_us(registry) - PREDICTOR_WINDOW_US);
     predictor_restart(f->predictor);
 }
 
@@ -68,14 +69,15 @@ int registry_foresight_new(struct registry *registry)
 
     if (!f)
         return -ENOMEM;
-    f->epoch_us = HISTORY_LONGEST_US;
+    f->epoch_us = HISTORY_LONGEST_US + PREDICTOR_WINDOW_US;
     f->saved_us = registry_now_us(registry);
     r = predictor_new(&f->predictor);
     if (r < 0)
         return r;
     predictor_set_budget(f->predictor, registry->options.budget_bytes);
-    predictor_set_dry_run(f->predictor, setting(registry) != PREDICTION_ON);
+    predictor_set_dry_run(f->predictor, true); /* the past is no trial */
     recall(registry);
+    predictor_set_dry_run(f->predictor, setting(registry) != PREDICTION_ON);
     return f->history ? 0 : history_new(&f->history);
 }
 
