@@ -73,10 +73,12 @@ static int add(struct catalog *catalog, const char *name, char *path,
         return -ENOMEM;
     }
     catalog->items = items;
-    items[catalog->n_items] = (struct catalog_item){
-        .path = path,
-        .config = config,
-        .bytes = !path ? builtin_size() : stat(path, &st) == 0 ? (uint64_t)st.st_size : 0};
+    items[catalog->n_items] =
+        (struct catalog_item){.path = path,
+                              .config = config,
+                              .bytes = !path                  ? builtin_size()
+                                       : stat(path, &st) == 0 ? (uint64_t)st.st_size
+                                                              : 0};
     snprintf(items[catalog->n_items++].name, sizeof(items->name), "%s", name);
     return 0;
 }
