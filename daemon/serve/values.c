@@ -174,8 +174,9 @@ static void put_models(struct values *values, struct wire_buffer *out, bool whol
     for (struct model_entry *e = registry_first(values->service->registry); e; e = e->hh.next) {
         struct said *said;
         size_t at = out->len;
+        /* A user's own file is that user's alone. */
         if (e->file)
-            continue; /* its user's alone */
+            continue;
         said = whole ? NULL : said_of(values, e->name); /* without memory it is said every time */
         if (said)
             said->push = values->pushes;
