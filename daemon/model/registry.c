@@ -642,10 +642,10 @@ struct registry *registry_free(struct registry *registry)
             struct load_task *task = messages[i].subject;
             if (messages[i].kind != MESSAGE_DONE)
                 continue;
-            if (task->kind == TASK_CALL && task == registry->scan)
-                catalog_free(task->result);
-            else if (registry_is_save(registry, task))
+            if (registry_is_save(registry, task))
                 registry_saved(registry, task);
+            else if (task->kind == TASK_CALL)
+                catalog_free(task->result);
             load_task_free(task);
         }
     }
