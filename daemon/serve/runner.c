@@ -349,6 +349,8 @@ static void finish(struct runner *runner, struct request *request)
     request->ended = true;
     batcher_remove(runner->batcher, &request->job);
     pressure_end(runner->pressure, request);
+    if (request->reason == END_CANCELLED || request->reason == END_ERROR)
+        stream_cut(&request->stream);
     r = stream_finish(&request->stream);
     if (r < 0)
         fail_stream(request, r);

@@ -187,6 +187,11 @@ int stream_push(struct stream *stream, const char *bytes, size_t len)
     return text_skip(stream);
 }
 
+void stream_cut(struct stream *stream)
+{
+    stream->len = stream->clean;
+}
+
 int stream_finish(struct stream *stream)
 {
     int r;

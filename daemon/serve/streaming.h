@@ -67,6 +67,9 @@ void stream_done(struct stream *stream);
  * sequence, so that its reader has half a character, or counted wrongly: nothing it could be sent
  * would join on. */
 int stream_push(struct stream *stream, const char *bytes, size_t len);
+/* Engine thread: the text ends here by something else than itself; a character that is not whole is
+ * no part of it. */
+void stream_cut(struct stream *stream);
 /* Engine thread: nothing more comes; what was held back becomes ready. Errors as above. */
 int stream_finish(struct stream *stream);
 /* Engine thread: the text that may go now (0: none), valid until the next call on the stream. */

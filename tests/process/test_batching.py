@@ -43,7 +43,7 @@ def a_step_waits_for_company_no_longer_than_max_delay(t):
         for request in ask_many(c, 3, ("MAX_TOKENS", 1)):
             expect(c.replies(request)[-1].type == "DONE", "in company")
     steps = {r: d.metric(f"steps_{r}_total") for r in REASONS}
-    expect(d.metric("steps_total") == 2 and steps["idle"] + steps["min_batch"] == 1, f"{steps}")
+    expect(d.metric("steps_total") == 2 and steps["max_delay"] == 1, f"{steps}")
 
 
 @test

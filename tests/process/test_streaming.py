@@ -33,10 +33,11 @@ def a_slow_reader_gets_every_byte_and_holds_up_nobody(t):
         whole = text_of(c.ask("COMPLETE", *long))
     expect(len(whole.encode()) > 5000, "the text is too short to be held up")
     with d.client() as slow, d.client() as quick:
-        # replies that are not read fill the socket, and the stream stands behind them
+        # replies that are not read fill the socket; the credit stands behind them, and the stream
         n = 500
-        slow.send(frame("COMPLETE", 1, *long, ("CREDIT", 1 << 30)) +
-                  b"".join(frame("METRICS", i) for i in range(2, n + 2)))
+        metrics = [frame("METRICS", i) for i in range(2, n + 2)]
+        metrics.insert(n - 10, frame("CREDIT", 1, ("CREDIT", 1 << 30)))
+        slow.send(frame("COMPLETE", 1, *long, ("CREDIT", 100)) + b"".join(metrics))
         wait_for(lambda: d.metric("streams_parked") == 1, "the stream to be parked")
         for _ in range(5):
             expect(quick.ask("COMPLETE", *ask, ("MAX_TOKENS", 20))[-1].type == "DONE", "another")

@@ -346,6 +346,26 @@ Test(streaming, skipping_to_the_inside_of_a_sequence_is_an_error)
     }
 }
 
+Test(streaming, a_text_that_is_cut_ends_with_a_whole_character)
+{
+    static const char text[] = "a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80z";
+    static const size_t whole[] = {0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 11};
+
+    for (size_t cut = 1; cut <= strlen(text); cut++) {
+        struct stream stream;
+        struct sink sink = {0};
+        stream_init(&stream, PLENTY, PLENTY, false, 0, NULL);
+        cr_assert_eq(stream_push(&stream, text, cut), 0);
+        stream_cut(&stream);
+        cr_assert_eq(stream_finish(&stream), 0);
+        drain(&stream, &sink);
+        cr_assert_eq(sink.len, whole[cut], "cut at %zu", cut);
+        cr_assert(stream_drained(&stream));
+        stream_done(&stream);
+        free(sink.text);
+    }
+}
+
 Test(streaming, skipping_and_stop_strings_go_together)
 {
     struct stream_stops stops = stops_of("END", NULL);
