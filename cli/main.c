@@ -5,11 +5,11 @@
 #include "lib/cleanup.h"
 
 static const struct cli_command commands[] = {
-    {"run", cli_run_model, "MODEL [PROMPT] [OPTION...]", "continue a text, as it comes",
+    {"run", cli_run_model, "MODEL|FILE [PROMPT] [OPTION...]", "continue a text, as it comes",
      "Prints the continuation alone. Without PROMPT the text is read from standard input, to the\n"
-     "byte. A model that is not loaded is loaded first. On a terminal control characters are "
-     "shown\n"
-     "as \\xNN; a pipe gets the bytes as they are. Ctrl-C stops the daemon's work too.\n",
+     "byte. A model that is not loaded is loaded first; a FILE (with a slash) is opened here and\n"
+     "passed along, for this user alone. On a terminal control characters are shown as \\xNN; a\n"
+     "pipe gets the bytes as they are. Ctrl-C stops the daemon's work too.\n",
      true},
     {"embed", cli_embed, "MODEL [TEXT]", "print the vector of a text",
      "A JSON array a line, of length 1. Without TEXT each line of standard input is a text, and "

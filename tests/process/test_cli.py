@@ -283,6 +283,11 @@ def what_an_administrator_may_others_are_refused_in_words(t):
     d.hearth("run", "ember", "hi", "--max-tokens", 1)
     r = t.run(*other, "unload", "--socket", d.socket, "ember", code=1)
     expect("ember was used by somebody else within the last minute" in r.err, f"{r}")
+    with d.status_client() as c:
+        c.request("HOLD", ("MODEL", "ember"))
+        c.receive()
+        r = t.run(*other, "unload", "--socket", d.socket, "ember", code=1)
+        expect("ember is held by somebody else: an administrator may unload it" in r.err, f"{r}")
     d.hearth("pin", "ember")
     r = t.run(*other, "unload", "--socket", d.socket, "ember", code=1)
     expect(r.err == "hearth: ember is pinned: an administrator may unload it\n", f"{r}")
