@@ -140,9 +140,9 @@ def descriptors_of_other_kinds_end_the_connection(t):
         last = wait_for(lambda: answer(data, fds), "an answer")
         expect(last.get("CODE") == "bad-frame", f"{fds}: {last}")
     wait_for(lambda: descriptors(d.pid) < before, "the descriptors' end")
-    with d.client() as c:  # a name of its own it does not get
-        send_with(c, frame("WARM", 6, ("MODEL", "mine")), readable)
-        expect(c.replies(6)[-1].get("CODE") == "bad-request", "a name")
+    last = wait_for(lambda: answer(frame("WARM", 6, ("MODEL", "mine")), [readable]), "an answer")
+    expect(last.get("CODE") == "bad-request", f"a name of its own it does not get: {last}")
+    with d.client() as c:
         wait_for(lambda: warm_file(c, readable, wait=False)[-1].type == "DONE", "a good one")
     for fd in (readable, writable, bare, folder, *pipe):
         os.close(fd)
