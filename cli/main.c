@@ -12,14 +12,12 @@ static const struct cli_command commands[] = {
      "pipe gets the bytes as they are. Ctrl-C stops the daemon's work too.\n",
      true},
     {"embed", cli_embed, "MODEL [TEXT]", "print the vector of a text",
-     "A JSON array a line, of length 1. Without TEXT each line of standard input is a text, and "
-     "the\n"
-     "n-th line of the output is its vector, or null where it failed.\n",
+     "A JSON array a line, of length 1. Without TEXT each line of standard input is a text, and\n"
+     "the n-th line of the output is its vector, or null where it failed.\n",
      false},
     {"tokenize", cli_tokenize, "MODEL [TEXT]", "print the token ids of a text",
-     "The ids stand on one line, without a begin-of-sequence token; special tokens in the text "
-     "are\n"
-     "not parsed. Without TEXT it is read from standard input, to the byte.\n",
+     "The ids stand on one line, without a begin-of-sequence token; special tokens in the text\n"
+     "are not parsed. Without TEXT it is read from standard input, to the byte.\n",
      true},
     {"warm", cli_warm, "MODEL... [--wait]", "load models ahead",
      "Returns as soon as the daemon has taken the order; with --wait, when every model is ready.\n"
@@ -49,8 +47,8 @@ static const struct cli_command commands[] = {
      "gone disappear, and models that failed may be tried again where their files have changed.\n",
      false},
     {"top", cli_top, "[--interval TIME] [--once]", "watch the daemon at work",
-     "On a terminal the figures are drawn anew every interval; q leaves. Elsewhere they come as a "
-     "line\neach, with --json as an object each. Looking never starts the daemon.\n",
+     "On a terminal the figures are drawn anew every interval; q leaves. Elsewhere they come as a\n"
+     "line each, with --json as an object each. Looking never starts the daemon.\n",
      true},
     {"events", cli_events, "", "tell what happens, as it happens",
      "A line each: states of models, failed loads, evictions, refusals. --json prints the objects\n"
