@@ -266,6 +266,9 @@ static void loop(struct load *load)
         if (wake_us > now)
             timeout.tv_nsec = (long)MIN(wake_us - now, 999999u) * 1000;
         n = epoll_pwait2(load->epoll_fd, events, EVENT_BATCH, &timeout, NULL);
+        if (n < 0 && errno == ENOSYS) /* a kernel before 5.11, or valgrind */
+            n = epoll_wait(load->epoll_fd, events, EVENT_BATCH,
+                           (int)((timeout.tv_nsec + 999999) / 1000000));
         for (int i = 0; i < n; i++) {
             struct connection *c = events[i].data.ptr;
             if (hearth_dispatch(c->hearth) < 0)
