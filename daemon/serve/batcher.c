@@ -755,8 +755,8 @@ bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us
     return lane->open;
 }
 
-/* Whether jobs of the share run, or wait for the lane's step to end; one that was denied memory does
- * not wait for that. */
+/* Whether jobs of the share run, or wait for the lane's step to end; one that was denied memory
+ * does not wait for that. */
 static bool waits_for_step(const struct share *share)
 {
     return share->n_active > 0 && !(share->lane->open && share->denied_us);

@@ -42,10 +42,10 @@ struct runner_model {
     void *subject;
     struct lane *lane;
     uint32_t context_tokens; /* its own, or what the KV budget gives */
-    struct step_row *rows;  /* max_batch of them, for the open step */
-    uint64_t step_us;       /* of the open step so far */
-    uint64_t weight_passes; /* counted so far */
-    uint32_t n_requests;    /* lent and not ended, parked and flushing ones included */
+    struct step_row *rows;   /* max_batch of them, for the open step */
+    uint64_t step_us;        /* of the open step so far */
+    uint64_t weight_passes;  /* counted so far */
+    uint32_t n_requests;     /* lent and not ended, parked and flushing ones included */
     bool removing;
     char error[FAULT_TEXT_BYTES];
 };
