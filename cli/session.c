@@ -219,6 +219,21 @@ int cli_check_model(const char *name)
                      name);
 }
 
+/* A read that Ctrl-C ends, also one that came just before it. */
+static ssize_t read_some(int fd, char *text, size_t size)
+{
+    struct pollfd fds[] = {
+        {.fd = fd, .events = POLLIN},
+        {.fd = wake_pipe[0], .events = POLLIN},
+    };
+    poll(fds, ELEMENTSOF(fds), -1);
+    if (interrupted) {
+        errno = EINTR;
+        return -1;
+    }
+    return read(fd, text, size);
+}
+
 static int read_all(int fd, char **ret_text, size_t *ret_len)
 {
     _cleanup_free_ char *text = NULL;
@@ -233,7 +248,7 @@ static int read_all(int fd, char **ret_text, size_t *ret_len)
                 return -ENOMEM;
             text = larger;
         }
-        ssize_t n = read(fd, text + len, capacity - len);
+        ssize_t n = read_some(fd, text + len, capacity - len);
         if (n < 0)
             return -errno;
         if (n == 0)
