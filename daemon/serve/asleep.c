@@ -1,4 +1,5 @@
 #include "daemon/serve/asleep.h"
+#include "daemon/serve/waiting.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -51,7 +52,7 @@ static void wake(struct service *service, struct request *request)
         return;
     }
     leave(service, request);
-    service_want_model(service, request, entry);
+    waiting_bring(service, request, entry);
 }
 
 void asleep_stir(struct service *service, struct request *request)

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "daemon/serve/standing.h"
+#include "daemon/serve/waiting.h"
 #include "lib/cleanup.h"
 
 /* Longest order that waits for a look: a name, values and an identity. */
@@ -43,7 +44,7 @@ bool order_waits(struct service *service, struct peer *peer, const struct wire_h
         return false;
     }
     memcpy(request->text, body, header->body_len);
-    service_wait_for(service, request, NULL);
+    waiting_begin(service, request, NULL);
     return true;
 }
 

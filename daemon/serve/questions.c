@@ -9,6 +9,7 @@
 #include "daemon/serve/files.h"
 #include "daemon/serve/service_internal.h"
 #include "daemon/serve/standing.h"
+#include "daemon/serve/waiting.h"
 #include "lib/cleanup.h"
 
 /* Text made by `fn`, malloc'd; NULL when memory is out. */
@@ -265,7 +266,7 @@ static void follow_load(struct service *service, struct peer *peer, uint64_t id,
     if (options->deadline_us)
         request->job.deadline_us = request->received_us + options->deadline_us;
     question_progress(request, entry);
-    service_wait_for(service, request, entry);
+    waiting_begin(service, request, entry);
 }
 
 void question_follow(struct service *service, struct peer *peer, uint64_t id,

@@ -15,6 +15,7 @@
 #include "daemon/serve/standing.h"
 #include "daemon/serve/turns.h"
 #include "daemon/serve/values.h"
+#include "daemon/serve/waiting.h"
 #include "lib/cleanup.h"
 
 /* Texts up to this may be tokenized on the reactor: well below its bound of 0.2 ms a user. */
@@ -65,61 +66,6 @@ struct request *service_add_request(struct service *service, struct peer *peer, 
     return request;
 }
 
-static struct model_waiters *waiters_of(struct service *service, struct model_entry *entry)
-{
-    struct model_waiters *waiters;
-
-    if (!entry)
-        return &service->unknown;
-    HASH_FIND_PTR(service->waiters, &entry, waiters);
-    return waiters;
-}
-
-static void stop_waiting(struct service *service, struct request *request)
-{
-    struct model_waiters *waiters = waiters_of(service, request->model);
-
-    if (request->model_previous)
-        request->model_previous->model_next = request->model_next;
-    else
-        waiters->head = request->model_next;
-    if (request->model_next)
-        request->model_next->model_previous = request->model_previous;
-    else
-        waiters->tail = request->model_previous;
-    request->model_previous = request->model_next = NULL;
-    if (!waiters->head && request->model) {
-        HASH_DEL(service->waiters, waiters);
-        free(waiters);
-    }
-}
-
-void service_wait_for(struct service *service, struct request *request, struct model_entry *entry)
-{
-    struct model_waiters *waiters = waiters_of(service, entry);
-
-    if (!waiters) {
-        waiters = calloc(1, sizeof(*waiters));
-        if (!waiters) {
-            reply_error(request->peer, request->key.id, CODE_NO_MEMORY, "no memory to wait");
-            service_remove_request(service, request);
-            return;
-        }
-        waiters->entry = entry;
-        HASH_ADD_PTR(service->waiters, entry, waiters);
-    }
-    request->model = entry;
-    request->stage = STAGE_LOADING;
-    request->model_previous = waiters->tail;
-    if (waiters->tail)
-        waiters->tail->model_next = request;
-    else
-        waiters->head = request;
-    waiters->tail = request;
-    if (request->job.deadline_us)
-        service->next_deadline_us = MIN(service->next_deadline_us, request->job.deadline_us);
-}
-
 static void leave_peer(struct service *service, struct request *request)
 {
     struct peer *peer = request->peer;
@@ -167,7 +113,7 @@ static void release(struct request *request)
 void service_remove_request(struct service *service, struct request *request)
 {
     if (request->stage == STAGE_LOADING)
-        stop_waiting(service, request);
+        waiting_leave(service, request);
     else if (request->stage == STAGE_STANDING)
         standing_leave(service, request);
     else if (request->stage == STAGE_ANSWERED)
@@ -355,7 +301,7 @@ static bool tokenized_here(struct service *service, struct request *request)
 }
 
 /* The model is ready. */
-static void start(struct service *service, struct request *request)
+void service_start(struct service *service, struct request *request)
 {
     if (request->ready_us == 0)
         request->ready_us = service_now_us(service);
@@ -388,110 +334,13 @@ void service_refuse(struct service *service, struct peer *peer, uint64_t id,
     reply_refusal(peer, id, refusal);
 }
 
-/* Ends a generation that never came to its model. */
-static void end_waiting(struct service *service, struct request *request)
-{
-    if (request->stage == STAGE_LOADING)
-        stop_waiting(service, request);
-    request->stage = STAGE_NEW;
-    request->model = NULL;
-    request->ended_us = service_now_us(service);
-    service_end(service, request);
-}
-
-static void refuse_waiting(struct service *service, struct request *request, enum wire_code code,
-                           const char *sentence)
-{
-    if (request_is_order(request->kind)) {
-        reply_error(request->peer, request->key.id, code, "%s", sentence);
-        service_remove_request(service, request);
-        return;
-    }
-    request_fail(request, code, "%s", sentence);
-    end_waiting(service, request);
-}
-
-/* Takes the first one off the list of those that wait for the model. */
-static struct request *next_waiter(struct service *service, struct model_entry *entry)
-{
-    struct model_waiters *waiters = waiters_of(service, entry);
-
-    return waiters ? waiters->head : NULL;
-}
-
-static void model_ready(struct service *service, struct model_entry *entry)
-{
-    struct request *request;
-
-    while ((request = next_waiter(service, entry))) {
-        if (request->kind == REQUEST_WARM) {
-            question_progress(request, entry);
-            reply_done(request->peer, request->key.id);
-            service_remove_request(service, request);
-            continue;
-        }
-        stop_waiting(service, request);
-        start(service, request);
-    }
-}
-
-static void model_lost(struct service *service, struct model_entry *entry, enum wire_code code,
-                       const char *sentence)
-{
-    struct request *request;
-
-    standing_lost(service, entry, code, sentence);
-    while ((request = next_waiter(service, entry)))
-        refuse_waiting(service, request, code, sentence);
-}
-
-static void tell_progress(struct service *service, struct model_entry *entry)
-{
-    struct model_waiters *waiters = waiters_of(service, entry);
-
-    for (struct request *r = waiters ? waiters->head : NULL; r; r = r->model_next)
-        if (r->kind == REQUEST_WARM)
-            question_progress(r, entry);
-}
-
-static void want_model(struct service *service, struct request *request, struct model_entry *entry);
-
-static void no_such_model(struct service *service, struct request *request, const char *name)
-{
-    request_fail(request, CODE_NO_SUCH_MODEL,
-                 "there is no model %s; 'hearth models' lists those there are", name);
-    end_waiting(service, request);
-}
-
-/* Requests whose model was not known: a look through the directories is over. */
-static void retry_unknown(struct service *service)
-{
-    struct request *request;
-
-    while ((request = service->unknown.head)) {
-        /* Nobody's file has come meanwhile: their names are given, not looked for. */
-        struct model_entry *entry = registry_find(service->registry, request->wanted_name);
-        if (request->kind == REQUEST_ORDER) {
-            order_again(service, request);
-            continue;
-        }
-        if (!entry || entry->file) {
-            no_such_model(service, request, request->wanted_name);
-            continue;
-        }
-        stop_waiting(service, request);
-        request->stage = STAGE_NEW;
-        want_model(service, request, entry);
-    }
-}
-
 static void on_changed(void *userdata, struct model_entry *entry)
 {
     struct service *service = userdata;
 
     values_touch(service->values);
     if (!entry) {
-        retry_unknown(service);
+        waiting_looked(service);
         standing_looked(service);
         return;
     }
@@ -505,14 +354,14 @@ static void on_changed(void *userdata, struct model_entry *entry)
     switch (entry->state) {
     case MODEL_READY:
         entry->fingerprint = fingerprint_of(service, entry);
-        model_ready(service, entry);
+        waiting_ready(service, entry);
         break;
-    case MODEL_FAILED: model_lost(service, entry, entry->code, entry->error); break;
+    case MODEL_FAILED: waiting_lost(service, entry, entry->code, entry->error); break;
     case MODEL_COLD:
         if (!entry->again)
-            model_lost(service, entry, CODE_CANCELLED, "the load was ended by an unload");
+            waiting_lost(service, entry, CODE_CANCELLED, "the load was ended by an unload");
         break;
-    default: tell_progress(service, entry);
+    default: waiting_progress(service, entry);
     }
 }
 
@@ -577,40 +426,6 @@ static void on_expel(void *userdata, struct model_entry *entry)
 }
 
 /* ---- admission of generations ---- */
-
-void service_want_model(struct service *service, struct request *request, struct model_entry *entry)
-{
-    int r = registry_want_for(service->registry, entry, LOAD_INTERACTIVE, request->job.uid, false);
-
-    if (r < 0) {
-        request_fail(request, entry->code, "%s", entry->error);
-        end_waiting(service, request);
-        return;
-    }
-    if (r == 0) {
-        request->model = entry;
-        start(service, request);
-        return;
-    }
-    service_wait_for(service, request, entry);
-}
-
-static void want_model(struct service *service, struct request *request, struct model_entry *entry)
-{
-    registry_asked(service->registry, entry);
-    service_want_model(service, request, entry);
-}
-
-/* The name is not known; a look through the directories may bring it. */
-static void wait_for_look(struct service *service, struct request *request, const char *name)
-{
-    if (registry_rescan(service->registry, false))
-        request->wanted_name = strdup(name);
-    if (request->wanted_name)
-        service_wait_for(service, request, NULL);
-    else
-        no_such_model(service, request, name);
-}
 
 static int copy_input(struct service *service, struct request *request,
                       const struct request_options *options, struct refusal *refusal)
@@ -713,9 +528,9 @@ static void generation(struct service *service, struct peer *peer, uint64_t id,
         service_refuse(service, peer, id, &refusal);
         service_remove_request(service, request);
     } else if (entry) {
-        want_model(service, request, entry);
+        waiting_want(service, request, entry);
     } else {
-        wait_for_look(service, request, name);
+        waiting_look(service, request, name);
     }
 }
 
@@ -730,7 +545,7 @@ static void cancel(struct service *service, struct request *request)
         runner_cancel(service->runner, request, CODE_CANCELLED);
     } else if (request->stage == STAGE_LOADING && !request_is_order(request->kind)) {
         request->reason = END_CANCELLED;
-        end_waiting(service, request);
+        waiting_end(service, request);
     } else if (request->stage == STAGE_LOADING || request->stage == STAGE_STANDING) {
         struct wire_buffer *out =
             request->peer ? reply_begin(request->peer, WIRE_DONE, request->key.id) : NULL;
@@ -893,7 +708,8 @@ int service_frame(struct service *service, struct peer *peer, const struct wire_
 
     if (header->id == 0)
         return malformed(ret_refusal, "id 0 is the connection's own; a request has another");
-    if ((peer->file_fd >= 0 || peer->file_refused) && files_check(peer, header->type, ret_refusal) < 0)
+    if ((peer->file_fd >= 0 || peer->file_refused) &&
+        files_check(peer, header->type, ret_refusal) < 0)
         return -EBADMSG;
     if (header->type == WIRE_CANCEL || header->type == WIRE_CREDIT) {
         r = admission_parse(header->type, body, header->body_len, &options, ret_refusal);
@@ -1028,41 +844,18 @@ void service_sources(struct service *service, struct service_source ret_sources[
 
 /* ---- time ---- */
 
-/* Ends those that wait for a model beyond their deadline, and finds the next to come. */
-static void expire_waiting(struct service *service, uint64_t now)
-{
-    struct request *request, *next;
-
-    if (now < service->next_deadline_us)
-        return;
-    service->next_deadline_us = UINT64_MAX;
-    HASH_ITER (hh, service->requests, request, next) {
-        if (!request->job.deadline_us ||
-            (request->stage != STAGE_LOADING && request->stage != STAGE_ASLEEP))
-            continue;
-        if (request->job.deadline_us <= now && request->stage == STAGE_ASLEEP) {
-            request_fail(request, CODE_DEADLINE, "the deadline passed before the end");
-            asleep_end(service, request);
-        } else if (request->job.deadline_us <= now)
-            refuse_waiting(service, request, CODE_DEADLINE,
-                           "the deadline passed while the model was being loaded");
-        else
-            service->next_deadline_us = MIN(service->next_deadline_us, request->job.deadline_us);
-    }
-}
-
 void service_tick(struct service *service, uint64_t *ret_next_us)
 {
     uint64_t now = service_now_us(service);
     struct model_waiters *waiters, *next;
     bool loading = false;
 
-    expire_waiting(service, now);
+    waiting_expire(service, now);
     registry_tick(service->registry);
     events_tick(service->events);
     HASH_ITER (hh, service->waiters, waiters, next) {
         loading = true;
-        tell_progress(service, waiters->entry);
+        waiting_progress(service, waiters->entry);
     }
     /* Without anybody waiting, once a second is enough for the registry's time limits. */
     *ret_next_us = MIN(service->next_deadline_us, now + (loading ? TICK_US : 10 * TICK_US));
@@ -1115,7 +908,7 @@ void service_drain(struct service *service)
     standing_end(service, false);
     HASH_ITER (hh, service->requests, request, next) {
         if (request->stage == STAGE_LOADING)
-            refuse_waiting(service, request, CODE_SHUTTING_DOWN, "the daemon is shutting down");
+            waiting_refuse(service, request, CODE_SHUTTING_DOWN, "the daemon is shutting down");
     }
 }
 

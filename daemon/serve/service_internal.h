@@ -1,4 +1,4 @@
-/* What the files of the service share: the requests' way (service.c) and the questions about models
+/* What the files of the service share: the requests' way (service.c, waiting.c) and the questions about models
  * and state (questions.c). */
 #ifndef HEARTH_SERVE_SERVICE_INTERNAL_H
 #define HEARTH_SERVE_SERVICE_INTERNAL_H
@@ -61,12 +61,8 @@ struct request *service_add_request(struct service *service, struct peer *peer, 
                                     enum request_kind kind);
 /* Takes it out and frees it. */
 void service_remove_request(struct service *service, struct request *request);
-/* Lets it wait for its model. */
-void service_wait_for(struct service *service, struct request *request, struct model_entry *entry);
-
-/* Brings it to its model, which is loaded where it is not. */
-void service_want_model(struct service *service, struct request *request,
-                        struct model_entry *entry);
+/* It goes on to its model, which is ready. */
+void service_start(struct service *service, struct request *request);
 /* Text of the request goes to its client. True: a parked stream may go on. */
 bool service_text(struct service *service, struct request *request, const char *text, size_t len);
 /* Its model counts it as a use no longer. */
