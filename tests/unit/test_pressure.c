@@ -379,7 +379,6 @@ Test(pressure, the_youngest_gives_way_to_itself_and_waits_first)
     for (uint32_t i = 0; i < 16; i++)
         step(world, 0);
     cr_assert(tiles(old) + tiles(young) == BUDGET_TILES - 1 && preemptions(world) == 0);
-    next = add(world, 0, 1, 8, 4);
     for (uint32_t i = 0; i < 40 && preemptions(world) == 0; i++)
         step(world, 0);
     cr_expect_eq(preemptions(world), 1);
@@ -387,6 +386,8 @@ Test(pressure, the_youngest_gives_way_to_itself_and_waits_first)
     cr_expect_eq(young->job.state, JOB_WAITING);
     cr_expect_eq(young->job.fed, 0);
     cr_expect_eq(young->job.known, young->n_ids, "it keeps what it knows");
+    next = add(world, 0, 1, 8, 4);
+    cr_expect_eq(step(world, 0), 1);
     cr_expect_null(next->sequence, "who came later does not pass");
     world_free(world);
 }
