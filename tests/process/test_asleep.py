@@ -104,7 +104,8 @@ def a_model_of_sleepers_is_evicted_for_another(t):
         expect(replies[-1].type == "DONE", f"the other model did not answer: {replies}")
         expect(d.metric("unloads_total") == 1, "both models are loaded: the test shows nothing")
         grant(c, request)
-        expect(text_of(c.replies(request)) == text, "the text is another one")
+        replies = c.replies(request)
+        expect(text_of(replies) == text, f"{text_of(replies)!r} instead of {text!r}, ended so: {replies[-1]}")
 
 
 @test
