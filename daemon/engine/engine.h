@@ -63,6 +63,9 @@ struct model_load_options {
     uint32_t context_tokens; /* 0: the model's own */
     uint64_t max_bytes;      /* of packed weights: -ENOMEM beyond; 0: no bound */
     bool direct;             /* read what is not cached past the page cache */
+    /* NULL: nobody computes meanwhile. Where steps run, new memory is taken in small pages: clearing
+     * a huge one keeps a CPU for milliseconds. */
+    const struct engine_pulse *pulse;
 };
 
 struct model_info {

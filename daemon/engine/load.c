@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "daemon/engine/plan.h"
+#include "daemon/engine/pulse.h"
 #include "daemon/engine/reader.h"
 #include "lib/cleanup.h"
 
@@ -33,6 +34,8 @@ struct model_load {
     struct model *model;
     struct reader reader;
     uint64_t max_bytes; /* of the arena; 0: no bound */
+    const struct engine_pulse *pulse;
+    uint32_t seen;      /* of the pulse, at the beginning */
     size_t piece_bytes; /* the most of one piece in the file */
     struct piece *pieces;
     uint32_t n_pieces;
@@ -41,6 +44,17 @@ struct model_load {
 };
 
 /* ---- memory ---- */
+
+/* Huge pages mean fewer TLB misses, but clearing one keeps a CPU for milliseconds. While steps run
+ * memory comes in small ones, which the kernel gathers later, see model_load_end(). Refused, it is
+ * only slower. */
+static void choose_pages(struct model_load *load)
+{
+    bool steps_run = load->pulse && pulse_works(load->pulse, &load->seen);
+
+    (void)madvise(load->model->arena, load->model->arena_bytes,
+                  steps_run ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+}
 
 /* One mapping for everything that is packed. */
 static int model_map(struct model *model, const struct plan *plan, uint64_t max_bytes)
@@ -63,8 +77,6 @@ static int model_map(struct model *model, const struct plan *plan, uint64_t max_
         return fault_set(plan->fault, -ENOMEM, "no memory for weights of %zu bytes",
                          model->arena_bytes);
     }
-    /* fewer TLB misses; refused, it is only slower */
-    (void)madvise(model->arena, model->arena_bytes, MADV_HUGEPAGE);
     for (size_t i = 0; i < plan->n_items; i++) {
         const struct plan_item *item = &plan->items[i];
 
@@ -259,6 +271,8 @@ static int plan_weights(struct model_load *load)
         r = cut_into_pieces(load);
     if (r == 0)
         r = model_map(model, &load->plan, load->max_bytes);
+    if (r == 0)
+        choose_pages(load);
     return r;
 }
 
@@ -282,6 +296,9 @@ int model_load_begin(const struct gguf_source *source, const struct model_load_o
         return fault_set(ret_fault, -ENOMEM, "no memory for a load");
     load->progress = progress;
     load->max_bytes = options->max_bytes;
+    load->pulse = options->pulse;
+    if (load->pulse)
+        pulse_works(load->pulse, &load->seen);
     load->plan = (struct plan){.kernels = options->kernels, .fault = ret_fault};
     reader_init(&load->reader, source, options->direct);
     r = gguf_open(source, &load->gguf, ret_fault);
@@ -413,6 +430,7 @@ int model_load_end(struct model_load *load, struct model **ret_model, struct fau
         return r;
     if (load->progress)
         atomic_store(&load->progress->direct_bytes, atomic_load(&load->reader.direct_bytes));
+    (void)madvise(model->arena, model->arena_bytes, MADV_HUGEPAGE);
     *ret_model = TAKE_PTR(load->model);
     return 0;
 }

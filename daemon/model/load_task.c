@@ -97,7 +97,8 @@ static int begin_once(const struct loader_options *options, struct load_task *ta
     struct model_load_options load = {.kernels = options->kernels,
                                       .context_tokens = task->context_tokens,
                                       .max_bytes = task->max_bytes,
-                                      .direct = task->path != NULL};
+                                      .direct = task->path != NULL,
+                                      .pulse = options->pulse};
     struct gguf_source source = {.fd = -1, .memory = task->memory, .size = task->memory_bytes};
     _cleanup_close_ int fd = -1;
     int r;

@@ -348,3 +348,48 @@ Test(load, the_peak_is_the_final_size_and_at_most_64_mib)
     load_task_free(task);
     leave(&bench);
 }
+
+/* Mappings that the kernel keeps this flag for ("hg": huge pages, "nh": none). */
+static int count_flag(const char *flag)
+{
+    char line[512], word[8];
+    FILE *maps = fopen("/proc/self/smaps", "re");
+    int n = 0;
+
+    cr_assert_not_null(maps);
+    snprintf(word, sizeof(word), " %s", flag);
+    while (fgets(line, sizeof(line), maps))
+        n += strncmp(line, "VmFlags:", 8) == 0 && strstr(line, word);
+    fclose(maps);
+    return n;
+}
+
+Test(load, memory_comes_in_small_pages_while_steps_run)
+{
+    struct engine_pulse pulse = {0};
+    struct bench bench;
+    struct model_plan plan = plan_of(PLAN_Q8_0);
+
+    build(&bench, &plan);
+    bench.options.pulse = &pulse;
+    if (count_flag("hg") == 0)
+        cr_skip_test("this kernel has no huge pages");
+    for (int busy = 0; busy < 2; busy++) {
+        struct load_task *task = load_task_new(TASK_LOAD, NULL);
+        struct load_hand hand = {0};
+        int none = count_flag("nh");
+
+        atomic_store(&pulse.beat, busy ? 1 : 0); /* odd: a slice runs */
+        task->path = strdup(bench.path);
+        cr_assert_eq(load_task_begin(&bench.options, task), 0);
+        cr_expect_eq(count_flag("nh"), none + busy);
+        while (load_task_slice(&bench.options, task, &hand, &task->fault) > 0)
+            ;
+        load_hand_done(&hand);
+        load_task_conclude(&bench.options, task, 0);
+        expect_same(&bench, task, busy ? "in small pages" : "in huge pages");
+        cr_expect_eq(count_flag("nh"), none, "the kernel is not to gather them later");
+        load_task_free(task);
+    }
+    leave(&bench);
+}
