@@ -236,7 +236,8 @@ def a_hold_ends_with_its_request_its_connection_or_its_client(t):
     os.kill(pid, 9)
     os.waitpid(pid, 0)
     wait_for(lambda: holds_of(d) == 0, "the killed client's hold to go")
-    expect(state_of(d) == "ready", "it stays ready")
+    # A hold is taken before the model is there, and the load goes on without it.
+    wait_for(lambda: state_of(d) == "ready", "it to be ready")
 
 
 @test
