@@ -319,9 +319,10 @@ static bool pump(struct runner *runner, struct request *request)
         stream_drained(&request->stream)) {
         request->ended_us = now_us(runner);
         hand_back(runner, request, RUNNER_ENDED);
+    } else if (stream_may_run(&request->stream)) {
+        return pump(runner, request) || moved; /* room came meanwhile */
     } else {
-        stream_may_run(&request->stream); /* marks it parked: its reader's credit moves it on */
-        park(runner, request);
+        park(runner, request); /* it is marked parked: its reader's credit moves it on */
     }
     return moved;
 }

@@ -247,11 +247,14 @@ static bool has_room(const struct stream *stream)
 
 bool stream_may_run(struct stream *stream)
 {
+    const char *text;
+
     if (has_room(stream))
         return true;
     atomic_store(&stream->parked, true);
-    /* Room that came between the two is seen here, or `parked` is seen by whoever gave it. */
-    if (!has_room(stream))
+    /* Room that came between the two, be it for text that waits, is seen here, or `parked` is seen
+     * by whoever gave it. */
+    if (!has_room(stream) && stream_peek(stream, &text) == 0)
         return false;
     atomic_store(&stream->parked, false);
     return true;

@@ -218,6 +218,23 @@ Test(streaming, hands_out_no_more_than_the_credit)
     free(sink.text);
 }
 
+/* Credit that comes after the last look and before the stream is marked parked is nobody's to tell.
+ */
+Test(streaming, credit_that_comes_just_before_parking_is_seen)
+{
+    struct stream stream;
+    struct sink sink = {0};
+
+    stream_init(&stream, 4, PLENTY, false, 0, NULL);
+    push(&stream, "abcdefgh");
+    cr_assert_eq(drain(&stream, &sink), 4);
+    cr_assert_not(stream_grant(&stream, 100), "it is not parked yet");
+    cr_assert(stream_may_run(&stream), "it would wait for credit that has come");
+    cr_assert_eq(drain(&stream, &sink), 4);
+    stream_done(&stream);
+    free(sink.text);
+}
+
 Test(streaming, a_window_inside_a_sequence_waits_for_all_of_it)
 {
     struct stream stream;
