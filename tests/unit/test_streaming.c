@@ -1,10 +1,16 @@
 /* Streaming: what is handed out, when, and where it may be cut. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <poll.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "daemon/queue.h"
+#include "daemon/serve/outbox.h"
 #include "daemon/serve/streaming.h"
+#include "lib/cleanup.h"
 
 #define PLENTY (1u << 20)
 
@@ -402,36 +408,172 @@ Test(streaming, skipping_and_stop_strings_go_together)
     }
 }
 
-Test(streaming, a_hundred_megabytes_go_through_a_small_buffer)
-{
-    struct stream stream;
-    uint64_t sent = 0, next = 0;
-    const uint64_t all = 100u << 20;
+/* ---- a long answer: made on one thread, read slowly on another, the outbox between ---- */
 
-    stream_init(&stream, UINT64_MAX, 4096, false, 0, NULL);
-    while (sent < all) {
-        const char *text;
-        size_t n;
-        while (next < all && stream_may_run(&stream)) {
-            char piece[16];
-            for (size_t i = 0; i < sizeof(piece); i++)
-                piece[i] = (char)('a' + (next + i) % 26);
-            next += sizeof(piece);
-            cr_assert_eq(stream_push(&stream, piece, sizeof(piece)), 0);
-            while ((n = stream_peek(&stream, &text)) > 0) {
-                for (size_t i = 0; i < n; i += 997)
-                    cr_assert_eq(text[i], 'a' + (char)((sent + i) % 26));
-                stream_consume(&stream, n);
-                sent += n;
-            }
-            cr_assert_leq(stream.capacity, 256);
-        }
-        stream_delivered(&stream, sent - stream.delivered_bytes, true);
-        while ((n = stream_peek(&stream, &text)) > 0) {
-            stream_consume(&stream, n);
-            sent += n;
-        }
+#define LONG_BYTES     (100u << 20)
+#define LONG_BUFFER    8192u /* limits.stream_buffer */
+#define LONG_PIECE     24u   /* the longest token */
+#define LONG_CHARACTER 4u    /* the least credit that always lets something go */
+#define LONG_EVENTS    512u  /* tokens between two hand-overs at most */
+#define LONG_HELD      256u  /* what a stream of such tokens may hold itself */
+#define LONG_LIMIT_MS  20000 /* a lost wake-up ends here */
+#define LONG_TEXT_KIND 1u
+#define LONG_END_KIND  2u
+
+struct long_answer {
+    struct stream stream;
+    struct outbox *outbox;
+    struct queue *unparks;
+    /* The making side's, read once its thread is joined. */
+    uint64_t made;
+    uint32_t n_parked, n_events, most_held;
+    const char *failure; /* what went wrong there; NULL: nothing */
+};
+
+/* Lines of sixteen bytes, each with its number, so that no byte's place can be mistaken, and with
+ * characters of four and three bytes. */
+static char long_byte(uint64_t at)
+{
+    static const char tail[] = "\xf0\x9f\x98\x80\xe2\x82\xac\n";
+    uint64_t line = at / 16, column = at % 16;
+
+    return column < 8 ? "0123456789abcdef"[line >> (28 - 4 * column) & 15] : tail[column - 8];
+}
+
+static unsigned next_random(unsigned *random, unsigned bound)
+{
+    *random = *random * 1103515245u + 12345u;
+    return *random / 65536 % bound;
+}
+
+static void hand_out(struct long_answer *answer)
+{
+    const char *text;
+    size_t n;
+
+    while ((n = stream_peek(&answer->stream, &text)) > 0) {
+        if (outbox_text(answer->outbox, LONG_TEXT_KIND, NULL, text, n) < 0)
+            answer->failure = "the outbox takes no text";
+        stream_consume(&answer->stream, n);
+        answer->n_events++;
     }
-    cr_assert_eq(sent, all);
-    stream_done(&stream);
+    if (answer->stream.capacity > answer->most_held)
+        answer->most_held = answer->stream.capacity;
+}
+
+static void hand_over(struct long_answer *answer)
+{
+    if (!outbox_flush(answer->outbox))
+        answer->failure = "the outbox hands nothing over";
+    answer->n_events = 0;
+}
+
+static void wait_for_room(struct long_answer *answer)
+{
+    struct pollfd pollfd = {.fd = queue_fd(answer->unparks), .events = POLLIN};
+    const struct message *messages;
+
+    answer->n_parked++;
+    do {
+        hand_over(answer);
+        if (queue_take(answer->unparks, &messages) == 0) {
+            if (poll(&pollfd, 1, LONG_LIMIT_MS) != 1)
+                answer->failure = "a parked stream was never woken";
+            queue_clear_wakeup(answer->unparks);
+        }
+        hand_out(answer);
+    } while (!answer->failure && !stream_may_run(&answer->stream));
+}
+
+static void *make_long_answer(void *argument)
+{
+    struct long_answer *answer = argument;
+    struct stream *stream = &answer->stream;
+    unsigned random = 1;
+
+    while (answer->made < LONG_BYTES && !answer->failure) {
+        char piece[LONG_PIECE];
+        uint64_t n = 1 + next_random(&random, LONG_PIECE);
+        if (n > LONG_BYTES - answer->made)
+            n = LONG_BYTES - answer->made;
+        for (uint64_t i = 0; i < n; i++)
+            piece[i] = long_byte(answer->made + i);
+        if (stream_push(stream, piece, n) != 0)
+            answer->failure = "the stream takes no token";
+        answer->made += n;
+        hand_out(answer);
+        if (answer->n_events == LONG_EVENTS)
+            hand_over(answer);
+        if (!stream_may_run(stream))
+            wait_for_room(answer);
+    }
+    if (stream_finish(stream) < 0)
+        answer->failure = "the stream has no end";
+    hand_out(answer);
+    while (!answer->failure && !stream_drained(stream))
+        wait_for_room(answer);
+    outbox_note(answer->outbox, LONG_END_KIND, NULL);
+    hand_over(answer);
+    return NULL;
+}
+
+/* Every byte, in its place: how many there were. */
+static size_t check_batch(const struct outbox_batch *batch, uint64_t at, bool *over)
+{
+    size_t all = 0;
+
+    for (size_t i = 0; i < batch->n_events; i++) {
+        const struct outbox_event *event = &batch->events[i];
+        *over = event->kind == LONG_END_KIND;
+        for (uint32_t k = 0; k < event->text_bytes; k++)
+            if (batch->text[event->text_at + k] != long_byte(at + all + k))
+                cr_assert_fail("another byte at %lu", (unsigned long)(at + all + k));
+        all += event->text_bytes;
+    }
+    return all;
+}
+
+/* Its reader is always behind: it takes what is there, now and then lets it lie for a while, and
+ * grants a little. What is on the way stays within the buffer's bound all the time. */
+Test(streaming, a_hundred_megabytes_reach_a_slow_reader_in_bounded_memory)
+{
+    struct long_answer answer = {0};
+    uint64_t got = 0;
+    size_t most_text = 0;
+    unsigned random = 2;
+    pthread_t thread;
+    bool over = false;
+
+    cr_assert_eq(outbox_new(8, &answer.outbox), 0);
+    cr_assert_eq(queue_new(64, &answer.unparks), 0);
+    stream_init(&answer.stream, 100, LONG_BUFFER, false, 0, NULL);
+    cr_assert_eq(pthread_create(&thread, NULL, make_long_answer, &answer), 0);
+    while (!over) {
+        struct pollfd pollfd = {.fd = outbox_fd(answer.outbox), .events = POLLIN};
+        const struct outbox_batch *batch;
+        bool wake;
+        size_t n;
+        cr_assert_eq(poll(&pollfd, 1, LONG_LIMIT_MS), 1, "no text and no end");
+        batch = outbox_take(answer.outbox);
+        n = check_batch(batch, got, &over);
+        got += n;
+        cr_assert_leq(got, answer.stream.granted_bytes, "beyond its credit");
+        cr_assert_leq(batch->text_bytes, LONG_BUFFER, "beyond the buffer's bound");
+        most_text = MAX(most_text, batch->text_capacity);
+        if (next_random(&random, 16) == 0)
+            usleep(50);
+        wake = stream_delivered(&answer.stream, n, true);
+        wake |= stream_grant(&answer.stream, LONG_CHARACTER + next_random(&random, LONG_BUFFER));
+        if (wake)
+            cr_assert_eq(queue_push(answer.unparks, &(struct message){.kind = 1}), 0);
+    }
+    pthread_join(thread, NULL);
+    cr_assert_null(answer.failure, "%s", answer.failure);
+    cr_assert_eq(got, LONG_BYTES);
+    cr_assert_leq(answer.most_held, LONG_HELD);
+    cr_assert_leq(most_text, 2 * LONG_BUFFER);
+    cr_assert_geq(answer.n_parked, LONG_BYTES / LONG_BUFFER / 2, "the reader was not slow");
+    stream_done(&answer.stream);
+    outbox_free(answer.outbox);
+    queue_free(answer.unparks);
 }
