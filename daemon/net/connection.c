@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -69,6 +70,7 @@ struct connections {
     uint64_t n_ever;
     uint32_t n_deadlines; /* connections with a time limit running, as of the last look */
     int reserve_fd;  /* given up for a moment to turn a connection away when descriptors are out */
+    bool accepts;    /* false: nobody can be accepted, nor turned away; tried again later */
     uint8_t *buffer; /* READ_BYTES */
 };
 
@@ -79,6 +81,14 @@ static uint64_t now_us(const struct connections *connections)
 
 /* ---- life ---- */
 
+/* Where it cannot be had, others have taken the last descriptors; it is tried again when some may
+ * be free. */
+static void take_reserve(struct connections *connections)
+{
+    if (connections->reserve_fd < 0)
+        connections->reserve_fd = fcntl(connections->options.epoll_fd, F_DUPFD_CLOEXEC, 0);
+}
+
 int connections_new(const struct connections_options *options, struct connections **ret_connections)
 {
     struct connections *connections = calloc(1, sizeof(*connections));
@@ -86,7 +96,9 @@ int connections_new(const struct connections_options *options, struct connection
     if (!connections)
         return -ENOMEM;
     connections->options = *options;
-    connections->reserve_fd = dup(options->epoll_fd);
+    connections->reserve_fd = -1;
+    connections->accepts = true;
+    take_reserve(connections);
     connections->buffer = malloc(READ_BYTES);
     if (!connections->buffer) {
         connections_free(connections);
@@ -172,6 +184,8 @@ static void connection_close(struct connection *c)
         return;
     c->closed = true;
     close(c->peer.fd); /* leaves the epoll set */
+    take_reserve(connections);
+    connections->accepts = true;
     service_peer_gone(connections->options.service, &c->peer);
     passed_drop(c);
     partial_drop(c);
@@ -364,7 +378,7 @@ static void connection_refuse(struct connection *c, uint64_t id, const struct re
                                    .has_uid = 1},
               "connection %llu of uid %u is closed: %s", (unsigned long long)c->peer.number,
               c->peer.uid, refusal->sentence);
-    reply_refusal(&c->peer, id, refusal);
+    service_refuse(c->owner->options.service, &c->peer, id, refusal);
     connection_end(c);
 }
 
@@ -534,8 +548,8 @@ static size_t take_units(struct connection *c, const uint8_t *bytes, size_t len,
 /* There is no room for the frame that has begun: it is refused and its bytes are passed over. */
 static void pass_over(struct connection *c, const uint8_t *header_bytes, size_t have, size_t need)
 {
-    struct refusal refusal = {.retry_after_us = CONNECTIONS_TICK_US};
     struct wire_header header;
+    struct refusal refusal;
 
     if (wire_header_read(header_bytes, &header) < 0)
         return;
@@ -543,7 +557,7 @@ static void pass_over(struct connection *c, const uint8_t *header_bytes, size_t 
                 "too much input waits already (limits.input_bytes, input_bytes_per_uid); try again "
                 "shortly");
     refusal.retry_after_us = CONNECTIONS_TICK_US;
-    reply_refusal(&c->peer, header.id, &refusal);
+    service_refuse(c->owner->options.service, &c->peer, header.id, &refusal);
     passed_drop(c);
     c->skip_bytes = need - have;
 }
@@ -792,6 +806,13 @@ static void turn_away(int fd, const struct refusal *refusal)
     close(fd);
 }
 
+static bool read_credentials(int fd, struct ucred *ret_credentials)
+{
+    socklen_t len = sizeof(*ret_credentials);
+
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, ret_credentials, &len) == 0;
+}
+
 static void connection_open(struct connections *connections, int fd, bool status_only)
 {
     struct metrics *metrics = connections->options.metrics;
@@ -800,9 +821,8 @@ static void connection_open(struct connections *connections, int fd, bool status
     struct account_entry *account;
     struct connection *c;
     struct ucred credentials;
-    socklen_t len = sizeof(credentials);
 
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &len) < 0) {
+    if (!read_credentials(fd, &credentials)) {
         close(fd);
         return;
     }
@@ -846,39 +866,50 @@ static void connection_open(struct connections *connections, int fd, bool status
     publish(connections);
 }
 
-/* Descriptors are out: the reserve is spent to tell one client so. */
-static void turn_away_without_descriptor(struct connections *connections, int listen_fd)
+/* Descriptors are out: the reserve is spent to tell one client so. False: there is none. */
+static bool turn_away_without_descriptor(struct connections *connections, int listen_fd)
 {
-    struct refusal refusal = {.code = CODE_BUSY, .retry_after_us = CONNECTIONS_TICK_US};
+    struct ucred credentials;
+    struct refusal refusal;
     int fd;
 
     if (connections->reserve_fd < 0)
-        return;
-    close(connections->reserve_fd);
+        return false;
+    close(TAKE_FD(connections->reserve_fd));
     fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0) {
-        snprintf(refusal.sentence, sizeof(refusal.sentence),
-                 "the daemon is out of file descriptors; raise its LimitNOFILE");
-        turn_away(fd, &refusal);
+        refusal_set(&refusal, CODE_BUSY, NULL,
+                    "the daemon is out of file descriptors; raise its LimitNOFILE");
+        refusal.retry_after_us = CONNECTIONS_TICK_US;
         metrics_add(connections->options.metrics, M_CONNECTIONS_REFUSED, 1);
+        if (read_credentials(fd, &credentials))
+            service_peer_refused(connections->options.service, credentials.uid, &refusal);
+        turn_away(fd, &refusal);
     }
-    connections->reserve_fd = dup(connections->options.epoll_fd);
+    take_reserve(connections);
+    return fd >= 0;
 }
 
 void connections_accept(struct connections *connections, int listen_fd, bool status_only)
 {
+    take_reserve(connections);
     for (uint32_t i = 0; i < ACCEPT_BATCH; i++) {
         int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
-            turn_away_without_descriptor(connections, listen_fd);
+        if (fd >= 0) {
+            connection_open(connections, fd, status_only);
+        } else if (errno == EMFILE || errno == ENFILE) {
+            connections->accepts = turn_away_without_descriptor(connections, listen_fd);
+            return;
+        } else if (errno != ECONNABORTED && errno != EINTR) {
+            connections->accepts = errno == EAGAIN; /* else the kernel's memory is out */
             return;
         }
-        if (fd < 0 && (errno == ECONNABORTED || errno == EINTR))
-            continue;
-        if (fd < 0)
-            return;
-        connection_open(connections, fd, status_only);
     }
+}
+
+bool connections_accepts(const struct connections *connections)
+{
+    return connections->accepts;
 }
 
 /* ---- time and ends ---- */
@@ -907,6 +938,8 @@ bool connections_tick(struct connections *connections)
     uint64_t now = now_us(connections);
     struct connection *c, *next;
 
+    take_reserve(connections);
+    connections->accepts = true;
     if (connections->n_deadlines == 0)
         return false;
     connections->n_deadlines = 0;

@@ -30,6 +30,10 @@ struct connections *connections_free(struct connections *connections);
 
 /* Accepts what waits on a listening socket, up to a bound; the rest the next time. */
 void connections_accept(struct connections *connections, int listen_fd, bool status_only);
+/* False while nobody can be accepted or turned away, for want of descriptors: listening sockets are
+ * not to be waited for then, or they would wake the loop without end. True again when a connection
+ * has gone, and at each tick. */
+bool connections_accepts(const struct connections *connections);
 /* A member of the epoll set has an event. */
 void connections_event(struct connections *connections, void *slot, uint32_t events);
 /* At the end of a wake-up: sends what was written, gives closed slots back. */

@@ -40,7 +40,9 @@ struct source {
     void (*dispatch)(struct service *service);
 };
 
-#define N_SOURCES (SERVICE_SOURCES + 3)
+/* The listening sockets come first. */
+#define LISTENERS 2u
+#define N_SOURCES (LISTENERS + SERVICE_SOURCES + 1)
 
 struct server {
     struct server_options options;
@@ -51,6 +53,7 @@ struct server {
     struct connections *connections;
     struct source sources[N_SOURCES];
     size_t n_sources;
+    bool listens; /* listening sockets are waited for */
     enum server_phase phase;
     uint64_t phase_deadline_us;
     uint64_t connections_due_us, service_due_us, status_due_us, watchdog_due_us;
@@ -102,6 +105,22 @@ static void dispatch_events(struct server *server, struct source *source)
         sd_event_dispatch(server->events);
     while (sd_event_prepare(server->events) > 0)
         sd_event_dispatch(server->events);
+}
+
+/* Waits for the listening sockets while somebody can be accepted. */
+static void settle_listeners(struct server *server)
+{
+    bool accepts = connections_accepts(server->connections);
+
+    if (accepts == server->listens)
+        return;
+    for (size_t i = 0; i < LISTENERS; i++) {
+        struct epoll_event event = {.events = accepts ? EPOLLIN : 0,
+                                    .data.ptr = &server->sources[i]};
+        /* The main one has left the set where the daemon drains. */
+        epoll_ctl(server->epoll_fd, EPOLL_CTL_MOD, server->sources[i].fd, &event);
+    }
+    server->listens = accepts;
 }
 
 static bool is_source(const struct server *server, const void *ptr)
@@ -256,6 +275,7 @@ int server_run(struct server *server)
         uint64_t due_us = tick(server);
         int n;
         send_all(server);
+        settle_listeners(server);
         n = epoll_wait(server->epoll_fd, events, EVENT_BATCH, wait_ms(server, due_us));
         if (n < 0 && errno != EINTR)
             return -errno;
@@ -318,6 +338,7 @@ static int add_sources(struct server *server)
     int r;
 
     service_sources(server->service, sources);
+    server->listens = true;
     r = add_source(server, server->listener.main_fd, accept_main, NULL);
     if (r == 0)
         r = add_source(server, server->listener.status_fd, accept_status, NULL);

@@ -2,7 +2,7 @@
  * buffer of frames on their way to it.
  *
  * Embedded in the connection, which owns the socket. Serving writes frames into `out` and calls
- * peer_wants_flush(); the connection sends them at the end of the wake-up. Thread: the reactor. */
+ * peer->wants_flush(); the connection sends them at the end of the wake-up. Thread: the reactor. */
 #ifndef HEARTH_SERVE_PEER_H
 #define HEARTH_SERVE_PEER_H
 

@@ -43,6 +43,9 @@ void service_sources(struct service *service, struct service_source ret_sources[
 struct admission *service_admission(struct service *service);
 /* One was turned away with `busy`. */
 void service_peer_refused(struct service *service, uint32_t uid, const struct refusal *refusal);
+/* Answers with a refusal, and makes it known where it is `busy`. */
+void service_refuse(struct service *service, struct peer *peer, uint64_t id,
+                    const struct refusal *refusal);
 void service_peer_gone(struct service *service, struct peer *peer);
 /* The peer's output went below its bound again: its streams may go on. */
 void service_peer_drained(struct service *service, struct peer *peer);

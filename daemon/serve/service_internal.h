@@ -53,9 +53,6 @@ static inline uint64_t service_now_us(const struct service *service)
 }
 
 struct request *service_find_request(struct service *service, const struct peer *peer, uint64_t id);
-/* Answers with a refusal, and makes it known where it is `busy`. */
-void service_refuse(struct service *service, struct peer *peer, uint64_t id,
-                    const struct refusal *refusal);
 /* Puts a new request among the live ones (admission_enter() was done), or refuses it. */
 struct request *service_add_request(struct service *service, struct peer *peer, uint64_t id,
                                     enum request_kind kind);

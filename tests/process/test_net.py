@@ -1,10 +1,13 @@
 """Sockets and frames on their unhappy paths: where hearthd listens, and what it cannot take."""
 import contextlib
+import json
 import os
 import signal
 import socket
 import struct
 import subprocess
+import time
+from pathlib import Path
 
 from lib.harness import Failure, expect, listening, program, test, wait_for
 from lib.wire import MAGIC, Client, frame, header
@@ -12,12 +15,19 @@ from lib.wire import MAGIC, Client, frame, header
 HELLO = MAGIC + frame("HELLO", 0, ("VERSION", "test"))
 
 
+def open_files(pid):
+    """The numbers of a process's descriptors."""
+    return {int(fd) for fd in os.listdir(f"/proc/{pid}/fd")}
+
+
 @test
 def who_finds_no_descriptor_left_is_told_and_the_others_go_on(t):
     t.need_program("prlimit")
     d = t.daemon()
-    with d.client() as first:
-        used = max(int(fd) for fd in os.listdir(f"/proc/{d.pid}/fd"))
+    with d.client() as first, d.status_client() as news:
+        news.request("SUBSCRIBE")
+        news.receive()
+        used = max(open_files(d.pid))
         t.run("prlimit", "--pid", d.pid, f"--nofile={used + 4}:{used + 4}")
         clients, told = [], []
         for _ in range(20):
@@ -30,12 +40,48 @@ def who_finds_no_descriptor_left_is_told_and_the_others_go_on(t):
         expect(refused and told[0].type == "HELLO", f"{told}")
         for f in refused:
             expect(f.get("CODE") == "busy" and "LimitNOFILE" in f.get("SENTENCE"), f"{f}")
+        event = json.loads(news.receive().get("TEXT"))
+        expect(event["event"] == "busy" and event["sentence"] == refused[0].get("SENTENCE"), f"{event}")
         expect(first.ask("NULL")[-1].type == "DONE", "the first one")
         for c in clients:
             c.close()
-        wait_for(lambda: d.metric("connections") <= 2, "the connections to go")
+        wait_for(lambda: d.metric("connections") <= 3, "the connections to go")
         d.alive()
     expect(d.metric("connections_refused_total") == len(refused), "not counted")
+
+
+@test
+def descriptors_that_come_back_are_used_to_tell_those_who_wait(t):
+    """The daemon keeps one descriptor to tell with; here that one is taken from it as well."""
+    t.need_program("prlimit")
+    d = t.daemon()
+
+    def limit(n):
+        t.run("prlimit", "--pid", d.pid, f"--nofile={n}:")
+
+    def cpu_s():
+        fields = Path(f"/proc/{d.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    with d.client() as first, contextlib.ExitStack() as stack:
+        before = open_files(d.pid)
+        limit(3)
+        waiting = [stack.enter_context(Client(path, hello=False)) for path in (d.socket, d.status_socket)]
+        wait_for(lambda: open_files(d.pid) < before, "the kept one to be given up")
+        used = cpu_s()
+        expect(first.ask("NULL")[-1].type == "DONE", "the first one is served all the while")
+        time.sleep(1)
+        used = cpu_s() - used
+        expect(used < 0.25, f"{used} s of CPU in a second of waiting")
+        limit(min(set(range(4096)) - open_files(d.pid)) + 1)  # room for the kept one, and no more
+        waiting.append(stack.enter_context(Client(d.socket, hello=False)))
+        for c in waiting:
+            f = c.receive()
+            expect(f.get("CODE") == "busy" and "LimitNOFILE" in f.get("SENTENCE"), f"{f}")
+        limit(max(before) + 20)
+        d.alive()
+        expect(first.ask("NULL")[-1].type == "DONE", "the first one")
+        expect(open_files(d.pid) >= before, "the kept one did not come back")
 
 
 @test
@@ -43,7 +89,9 @@ def a_frame_that_there_is_no_room_for_is_refused_and_passed_over(t):
     d = t.daemon(config="limits: {frame: 64KiB, input_bytes: 256KiB, input_bytes_per_uid: 150KiB}\n")
     unknown = (0x1234, b"x" * 60000)  # an option that is skipped: the frame counts, and no prompt
     large = frame("NULL", 7, unknown)
-    with d.client() as one, d.client() as two, d.client() as late:
+    with d.client() as one, d.client() as two, d.client() as late, d.status_client() as news:
+        news.request("SUBSCRIBE")
+        news.receive()
         for holder in (one, two):  # a frame counts whole from its header on
             holder.ask("NULL")
             holder.send(large[:30000])
@@ -52,11 +100,13 @@ def a_frame_that_there_is_no_room_for_is_refused_and_passed_over(t):
         f = late.receive()
         expect(f.type == "ERROR" and f.id == 7 and f.get("CODE") == "busy" and f.get("RETRY_AFTER_US"),
                f"{f}")
+        event = json.loads(news.receive().get("TEXT"))
+        expect(event["event"] == "busy" and event["sentence"] == f.get("SENTENCE"), f"{event}")
         late.send(large[20000:40000])
         late.send(large[40000:] + frame("NULL", 8))
         expect(late.replies(8)[-1].type == "DONE", "what follows was lost")
         two.close()
-        wait_for(lambda: d.metric("connections") <= 3, "the second one to go")
+        wait_for(lambda: d.metric("connections") <= 4, "the second one to go")
         one.send(large[30000:])
         replies = one.replies(7)
         expect(replies[-1].type == "DONE", f"the one that was there first: {replies}")
