@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "lib/cleanup.h"
+#include "lib/sized.h"
 
 #define DEFAULT_CONNECT_TIMEOUT_US (15u * 1000000u)
 #define INPUT_FIRST_BYTES          (64u << 10)
@@ -859,12 +860,7 @@ int hearth_connect(const struct hearth_options *options, struct hearth **ret_hea
 {
     struct hearth_options whole = options_defaults;
     struct fault fault = {0};
-    int r = 0;
-    if (options && (options->size < sizeof(size_t) || options->size > sizeof(whole)))
-        r = fault_set(&fault, -EINVAL,
-                      "hearth_options.size does not fit: start from HEARTH_OPTIONS_INIT");
-    else if (options)
-        memcpy(&whole, options, options->size);
+    int r = options ? sized_read(&sized_options, options, &whole, &fault) : 0;
     if (r == 0)
         r = connect_hearth(&whole, ret_hearth, &fault);
     if (r < 0 && ret_message)

@@ -11,6 +11,7 @@
 #include "lib/cleanup.h"
 #include "lib/client.h"
 #include "lib/pool.h"
+#include "lib/sized.h"
 
 /* A request that ends the daemon must not end it for ever. */
 #define MAX_FAILOVERS 3u
@@ -285,15 +286,13 @@ static int run(struct job *job)
 int hearth_pool_complete(struct hearth_pool *pool, const struct hearth_generate *request,
                          hearth_reply_fn fn, void *userdata, uint64_t timeout_us)
 {
-    if (!request || request->size < sizeof(size_t) || request->size > sizeof(*request)) {
-        pool_set_message(pool,
-                         "hearth_generate.size does not fit: start from HEARTH_GENERATE_INIT");
-        return -EINVAL;
-    }
     struct job job = {
         .pool = pool, .request = HEARTH_GENERATE_INIT, .fn = fn, .userdata = userdata};
-    memcpy(&job.request, request, request->size);
-    job.request.size = sizeof(job.request);
+    int r = sized_read(&sized_generate, request, &job.request, &job.why);
+    if (r < 0) {
+        pool_set_message(pool, job.why.text);
+        return r;
+    }
     if (job.request.manual_credit) {
         pool_set_message(pool, "manual_credit needs a connection of one's own: acquire one");
         return -EINVAL;

@@ -8,7 +8,9 @@
  * Functions return 0 or more on success and a negative errno on failure; the sentence that explains
  * the last failure of a connection is hearth_message(). The daemon's own refusals arrive as
  * HEARTH_ERROR with a code word and a sentence. Option structs begin with their size: set
- * `.size = sizeof(...)` (or use the *_INIT macros), so that later versions can add fields.
+ * `.size = sizeof(...)` (or use the *_INIT macros), so that later versions can add fields at the end:
+ * a struct that is longer than this library's is taken while what it does not know is zero, else
+ * -EINVAL.
  *
  * Inside a callback a program may start requests, cancel, grant credit and free the connection; it
  * must not dispatch, wait or finish on the same connection (-EBUSY). A connection freed in one of

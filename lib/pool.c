@@ -18,6 +18,7 @@
 
 #include "lib/cleanup.h"
 #include "lib/client.h"
+#include "lib/sized.h"
 
 #define POOL_MAX_CONNECTIONS 4096u
 /* Connections that hearth_pool_maintain() has out at the same time. */
@@ -556,23 +557,25 @@ void hearth_pool_get_message(struct hearth_pool *pool, char ret_message[HEARTH_M
 
 /* ---- life ---- */
 
-/* The caller's strings are copied: the pool outlives them. */
+/* The caller's options, or the defaults. Strings are copied: the pool outlives them. */
 static int options_copy(struct hearth_pool *pool, const struct hearth_pool_options *options)
 {
-    const struct hearth_options *given = &options->connection;
-    if (options->size != sizeof(*options) || given->size != sizeof(*given))
-        return -EINVAL;
-    if (options->max_connections == 0 || options->max_connections > POOL_MAX_CONNECTIONS ||
-        options->min_connections > options->max_connections)
-        return -EINVAL;
-    pool->options = *options;
-    int r = hearth_socket_path(given->socket_path, pool->socket_path);
+    struct hearth_pool_options *own = &pool->options;
+    struct hearth_options *connection = &own->connection;
+    *own = options_defaults;
+    int r = options ? sized_read_pool_options(options, own, &pool->message) : 0;
     if (r < 0)
         return r;
-    pool->options.connection.socket_path = pool->socket_path;
-    if (given->client_name) {
-        strncpy(pool->client_name, given->client_name, sizeof(pool->client_name) - 1);
-        pool->options.connection.client_name = pool->client_name;
+    if (own->max_connections == 0 || own->max_connections > POOL_MAX_CONNECTIONS ||
+        own->min_connections > own->max_connections)
+        return -EINVAL;
+    r = hearth_socket_path(connection->socket_path, pool->socket_path);
+    if (r < 0)
+        return r;
+    connection->socket_path = pool->socket_path;
+    if (connection->client_name) {
+        strncpy(pool->client_name, connection->client_name, sizeof(pool->client_name) - 1);
+        connection->client_name = pool->client_name;
     }
     return 0;
 }
@@ -621,7 +624,7 @@ int hearth_pool_new(const struct hearth_pool_options *options, struct hearth_poo
     _cleanup_free_ struct hearth_pool *pool = calloc(1, sizeof(*pool));
     if (!pool)
         return -ENOMEM;
-    int r = options_copy(pool, options ? options : &options_defaults);
+    int r = options_copy(pool, options);
     if (r < 0)
         return r;
     TAILQ_INIT(&pool->idle);

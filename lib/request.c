@@ -8,19 +8,16 @@
 
 #include "lib/cleanup.h"
 #include "lib/client.h"
+#include "lib/sized.h"
 
 static const struct hearth_generate generate_defaults = HEARTH_GENERATE_INIT;
-
-/* The first version of the struct ended here: a smaller one is no hearth_generate. */
-#define GENERATE_MIN_BYTES (offsetof(struct hearth_generate, keep_alive_us) + sizeof(uint64_t))
 
 static int refuse(struct hearth *h, const char *sentence)
 {
     return fault_set(&h->message, -EINVAL, "%s", sentence);
 }
 
-/* The caller's struct in this library's size: its own where they agree, else a copy whose unknown
- * end has the defaults. A longer one, of a later version, is taken when its end says nothing. */
+/* The caller's struct in this library's size: its own where they agree, else a copy. */
 static int generate_view(struct hearth *h, const struct hearth_generate *given,
                          struct hearth_generate *copy, const struct hearth_generate **ret_view)
 {
@@ -28,16 +25,9 @@ static int generate_view(struct hearth *h, const struct hearth_generate *given,
         *ret_view = given;
         return 0;
     }
-    if (given->size < GENERATE_MIN_BYTES)
-        return refuse(h, "hearth_generate.size is not set: start from HEARTH_GENERATE_INIT");
-    const char *bytes = (const char *)given;
-    for (size_t i = sizeof(*given); i < given->size; i++)
-        if (bytes[i])
-            return refuse(h, "hearth_generate has options that this libhearth does not know");
     *copy = generate_defaults;
-    memcpy(copy, given, MIN(given->size, sizeof(*copy)));
     *ret_view = copy;
-    return 0;
+    return sized_read(&sized_generate, given, copy, &h->message);
 }
 
 static int generate_check(struct hearth *h, const struct hearth_generate *g)
@@ -251,31 +241,26 @@ int hearth_unload(struct hearth *h, const char *model, hearth_reply_fn fn, void 
     return simple(h, WIRE_UNLOAD, TAG_MODEL, model, 0, fn, userdata, ret_id);
 }
 
-/* The first version of the struct ended here. */
-#define SET_MIN_BYTES (offsetof(struct hearth_set, keep_alive_us) + sizeof(uint64_t))
-
-int hearth_set(struct hearth *h, const struct hearth_set *set, hearth_reply_fn fn, void *userdata,
+int hearth_set(struct hearth *h, const struct hearth_set *given, hearth_reply_fn fn, void *userdata,
                uint64_t *ret_id)
 {
     struct request *request;
-    const char *bytes = (const char *)set;
-    if (set->size < SET_MIN_BYTES)
-        return refuse(h, "hearth_set.size is not set: start from HEARTH_SET_INIT");
-    for (size_t i = sizeof(*set); i < set->size; i++)
-        if (bytes[i])
-            return refuse(h, "hearth_set has values that this libhearth does not know");
-    if (!set->model)
-        return refuse(h, "a model is needed");
-    int r = client_request_begin(h, WIRE_SET, fn, userdata, &request);
+    struct hearth_set set = HEARTH_SET_INIT;
+    int r = sized_read(&sized_set, given, &set, &h->message);
     if (r < 0)
         return r;
-    wire_put_text(&h->out, TAG_MODEL, set->model);
-    if (set->has_preload)
-        wire_put_number(&h->out, TAG_PRELOAD, set->preload);
-    if (set->has_pinned)
-        wire_put_number(&h->out, TAG_PINNED, set->pinned);
-    if (set->has_keep_alive)
-        wire_put_number(&h->out, TAG_KEEP_ALIVE_US, set->keep_alive_us);
+    if (!set.model)
+        return refuse(h, "a model is needed");
+    r = client_request_begin(h, WIRE_SET, fn, userdata, &request);
+    if (r < 0)
+        return r;
+    wire_put_text(&h->out, TAG_MODEL, set.model);
+    if (set.has_preload)
+        wire_put_number(&h->out, TAG_PRELOAD, set.preload);
+    if (set.has_pinned)
+        wire_put_number(&h->out, TAG_PINNED, set.pinned);
+    if (set.has_keep_alive)
+        wire_put_number(&h->out, TAG_KEEP_ALIVE_US, set.keep_alive_us);
     return client_request_end(h, request, ret_id);
 }
 

@@ -1143,6 +1143,30 @@ Test(client, a_longer_struct_of_a_later_version_is_taken_while_its_end_is_empty)
     fake_stop(&fake);
 }
 
+Test(client, options_of_a_later_version_are_taken_while_their_end_is_empty)
+{
+    struct {
+        struct hearth_options now;
+        uint64_t later;
+    } options = {.now = HEARTH_OPTIONS_INIT};
+    struct fake fake;
+    struct hearth *h = NULL;
+    char message[HEARTH_MESSAGE_BYTES];
+    fake_start(&fake, fake_serve_done);
+    options.now.size = sizeof(options);
+    options.now.socket_path = fake.path;
+    cr_assert_eq(hearth_connect(&options.now, &h, message), 0, "%s", message);
+    h = hearth_free(h);
+    options.later = 1;
+    cr_assert_eq(hearth_connect(&options.now, &h, message), -EINVAL);
+    cr_assert_not_null(strstr(message, "does not know"), "%s", message);
+    options.now.size = sizeof(size_t) + sizeof(char *);
+    cr_assert_eq(hearth_connect(&options.now, &h, message), -EINVAL);
+    cr_assert_not_null(strstr(message, "HEARTH_OPTIONS_INIT"), "%s", message);
+    cr_assert_null(h);
+    fake_stop(&fake);
+}
+
 /* ---- somebody else's loop, signals ---- */
 
 Test(client, somebody_elses_loop_can_drive_it)

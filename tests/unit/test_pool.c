@@ -300,7 +300,7 @@ Test(pool, without_a_daemon_the_reason_is_told_and_no_place_is_lost)
 Test(pool, impossible_options_are_refused)
 {
     struct hearth_pool *pool = NULL;
-    struct hearth_pool_options bad[5];
+    struct hearth_pool_options bad[8];
     for (size_t i = 0; i < ELEMENTSOF(bad); i++)
         bad[i] = (struct hearth_pool_options)HEARTH_POOL_OPTIONS_INIT;
     bad[0].size = 0;
@@ -308,9 +308,86 @@ Test(pool, impossible_options_are_refused)
     bad[2].max_connections = 0;
     bad[3].max_connections = 1000000;
     bad[4].min_connections = 17;
+    bad[5].connection.size = SIZE_MAX & ~(size_t)7;
+    bad[6].connection.size += 4; /* no struct of these members is as long as that */
+    bad[7].size -= sizeof(uint64_t);
     for (size_t i = 0; i < ELEMENTSOF(bad); i++)
         cr_assert_eq(hearth_pool_new(&bad[i], &pool), -EINVAL, "case %zu", i);
     cr_assert_null(pool);
+}
+
+/* As a program would hand them in that was built with a later header: both structs are longer. */
+struct later_options {
+    size_t size;
+    struct {
+        struct hearth_options now;
+        uint64_t later;
+    } connection;
+    uint32_t min_connections, max_connections;
+    uint64_t idle_timeout_us, max_age_us, health_every_us, health_timeout_us, later;
+};
+
+static int open_later(const struct later_options *options, struct hearth_pool **ret_pool)
+{
+    return hearth_pool_new((const void *)options, ret_pool);
+}
+
+Test(pool, options_of_a_later_version_are_taken_while_their_ends_are_empty)
+{
+    struct fake fake;
+    fake_start(&fake, fake_serve_done);
+    struct later_options options = {.size = sizeof(options),
+                                    .connection = {.now = HEARTH_OPTIONS_INIT},
+                                    .min_connections = 2,
+                                    .max_connections = 3,
+                                    .health_timeout_us = PATIENCE_US};
+    struct hearth_pool *pool = NULL;
+    struct hearth *out[3], *none = NULL;
+    options.connection.now.socket_path = fake.path;
+    options.connection.now.size = sizeof(options.connection);
+    cr_assert_eq(open_later(&options, &pool), 0);
+    cr_assert_eq(stats_of(pool).open, 2);
+    for (int i = 0; i < 3; i++)
+        out[i] = must_acquire(pool);
+    cr_assert_eq(hearth_pool_acquire(pool, 0, &none), -ETIMEDOUT, "what follows was understood");
+    for (int i = 0; i < 3; i++)
+        hearth_pool_release(pool, out[i]);
+    pool = hearth_pool_free(pool);
+    options.later = 1;
+    cr_assert_eq(open_later(&options, &pool), -EINVAL);
+    options.later = 0;
+    options.connection.later = 1;
+    cr_assert_eq(open_later(&options, &pool), -EINVAL);
+    cr_assert_null(pool);
+    fake_stop(&fake);
+}
+
+Test(pool, a_completion_of_a_later_version_is_taken_while_its_end_is_empty)
+{
+    struct {
+        struct hearth_generate now;
+        uint64_t later;
+    } request = {.now = HEARTH_GENERATE_INIT};
+    struct fake fake;
+    char message[HEARTH_MESSAGE_BYTES];
+    int done = 0;
+    fake_start(&fake, fake_serve_done);
+    struct hearth_pool *pool = must_open(&fake, 0, 1, 0);
+    request.now.size = sizeof(request);
+    request.now.prompt = "a";
+    cr_assert_eq(hearth_pool_complete(pool, &request.now, count_done, &done, PATIENCE_US), 0);
+    cr_assert_eq(done, 1);
+    request.later = 1;
+    cr_assert_eq(hearth_pool_complete(pool, &request.now, NULL, NULL, PATIENCE_US), -EINVAL);
+    hearth_pool_get_message(pool, message);
+    cr_assert_not_null(strstr(message, "does not know"), "%s", message);
+    /* What ends before the first version did is no such struct. */
+    request.now.size = sizeof(request.now) - sizeof(uint64_t);
+    cr_assert_eq(hearth_pool_complete(pool, &request.now, NULL, NULL, PATIENCE_US), -EINVAL);
+    hearth_pool_get_message(pool, message);
+    cr_assert_not_null(strstr(message, "HEARTH_GENERATE_INIT"), "%s", message);
+    hearth_pool_free(pool);
+    fake_stop(&fake);
 }
 
 Test(pool, its_strings_are_its_own)
