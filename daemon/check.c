@@ -41,19 +41,17 @@ static uint32_t cpus_allowed(void)
     return sched_getaffinity(0, sizeof(set), &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
 }
 
-static void print_config(const struct config *config, const char *config_path, FILE *out)
+static void print_config(const struct config *config, const char *config_path,
+                         const struct config_memory *memory, FILE *out)
 {
-    uint64_t machine = config_machine_memory();
-    uint64_t budget = config_size_of(config->memory_budget, machine);
-
     fprintf(out, "config %s\ndefault_model %s\n", config_path ? config_path : "none",
             config->default_model);
     for (char **dir = config->models_dirs; dir && *dir; dir++)
         fprintf(out, "models_dir %s\n", *dir);
     fprintf(out, "state_dir %s\n", config->state_dir);
-    fprintf(out, "machine_memory_bytes %" PRIu64 "\nmemory_budget_bytes %" PRIu64 "\n", machine,
-            budget);
-    fprintf(out, "kv_budget_bytes %" PRIu64 "\n", config_size_of(config->engine.kv_budget, budget));
+    fprintf(out, "machine_memory_bytes %" PRIu64 "\nmemory_budget_bytes %" PRIu64 "\n",
+            memory->machine_bytes, memory->budget_bytes);
+    fprintf(out, "kv_budget_bytes %" PRIu64 "\n", memory->kv_bytes);
     fprintf(out, "cpus %u\nthreads %u\nconnections %u\n", cpus_allowed(),
             config->engine.threads ? config->engine.threads : cpus_allowed(),
             config->limits.connections);
@@ -86,38 +84,39 @@ static int check_file(const char *path, uint64_t *ret_bytes, struct fault *ret_f
     return 0;
 }
 
-static void print_model(const struct config *config, const struct catalog_item *item, FILE *out)
+static void print_model(const struct catalog_item *item, uint64_t budget_bytes, FILE *out)
 {
-    uint64_t budget = config_size_of(config->memory_budget, config_machine_memory()), bytes = 0;
+    uint64_t bytes = 0;
     struct fault fault = {.text = "out of memory"};
 
     if (!item->path)
         return;
     if (check_file(item->path, &bytes, &fault) < 0)
         fprintf(out, "warning %s is no model that can be loaded: %s\n", item->path, fault.text);
-    else if (bytes > budget)
+    else if (bytes > budget_bytes)
         fprintf(out,
                 "warning %s has %" PRIu64 " MiB and the memory_budget is %" PRIu64
                 " MiB: it cannot be loaded until the budget is raised\n",
-                item->path, bytes >> 20, budget >> 20);
+                item->path, bytes >> 20, budget_bytes >> 20);
 }
 
 int check_print(const struct config *config, const char *config_path, FILE *out,
                 struct fault *ret_fault)
 {
+    struct config_memory memory = config_memory_of(config, config_machine_memory());
     _cleanup_(catalog_freep) struct catalog *catalog = NULL;
     bool has_default = false;
     int r = catalog_read(config, &catalog);
 
     if (r < 0)
         return fault_set(ret_fault, r, "cannot list the models: %s", strerror(-r));
-    print_config(config, config_path, out);
+    print_config(config, config_path, &memory, out);
     print_kernels(out);
     fprintf(out, "models %zu\n", catalog->n_items);
     for (size_t i = 0; i < catalog->n_notes; i++)
         fprintf(out, "warning %s\n", catalog->notes[i]);
     for (size_t i = 0; i < catalog->n_items; i++) {
-        print_model(config, &catalog->items[i], out);
+        print_model(&catalog->items[i], memory.budget_bytes, out);
         has_default |= strcmp(catalog->items[i].name, config->default_model) == 0;
     }
     if (!has_default)

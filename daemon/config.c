@@ -223,6 +223,21 @@ uint64_t config_size_of(struct config_size size, uint64_t whole)
     return whole / 100 * size.percent + whole % 100 * size.percent / 100;
 }
 
+struct config_memory config_memory_of(const struct config *config, uint64_t machine_bytes)
+{
+    uint64_t budget_bytes = config_size_of(config->memory_budget, machine_bytes);
+    uint64_t kv_bytes = config_size_of(config->engine.kv_budget, budget_bytes);
+
+    return (struct config_memory){
+        .machine_bytes = machine_bytes,
+        .budget_bytes = budget_bytes,
+        .kv_bytes = kv_bytes,
+        .kv_per_uid_bytes = config_size_of(config->engine.kv_per_uid, kv_bytes),
+        .models_bytes = budget_bytes > kv_bytes ? budget_bytes - kv_bytes : 0,
+        .models_per_uid_bytes = config_size_of(config->limits.memory_per_uid, budget_bytes),
+    };
+}
+
 /* A limit file's number; UINT64_MAX where there is none ("max", or no such file). */
 static uint64_t limit_of(const char *path)
 {

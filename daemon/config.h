@@ -111,6 +111,18 @@ const struct config_model *config_find_model(const struct config *config, const 
 uint64_t config_size_of(struct config_size size, uint64_t whole);
 /* RAM or the cgroup's limit, whichever is less, bytes. */
 uint64_t config_machine_memory(void);
+
+/* What the configuration's sizes come to on this machine; worked out once, at the start. */
+struct config_memory {
+    uint64_t machine_bytes;
+    uint64_t budget_bytes; /* memory_budget */
+    uint64_t kv_bytes;     /* of it, for keys and values */
+    uint64_t kv_per_uid_bytes;
+    uint64_t models_bytes;         /* of it, for models */
+    uint64_t models_per_uid_bytes; /* limits.memory_per_uid */
+};
+struct config_memory config_memory_of(const struct config *config, uint64_t machine_bytes);
+
 /* The reference table as Markdown: docs/configuration.md is this text (hearthd --print-keys). */
 void config_print_keys(FILE *out);
 

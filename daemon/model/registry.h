@@ -57,11 +57,11 @@ struct model_entry {
     char *path;                        /* NULL: built in */
     const struct config_model *config; /* NULL: none of its own */
     struct passed_file *file;          /* NULL: not a user's own */
-    enum model_state state, was; /* before the last change */
-    bool gone;    /* its file was not there at the last look; goes once it is cold */
-    bool wanted;  /* `preload` reads 1 */
-    bool again;   /* asked for while it leaves: queued once it is cold (true in changed(), too) */
-    bool leaving; /* unloaded while warming: drains once it is ready */
+    enum model_state state, was;       /* before the last change */
+    bool gone;      /* its file was not there at the last look; goes once it is cold */
+    bool wanted;    /* `preload` reads 1 */
+    bool again;     /* asked for while it leaves: queued once it is cold (true in changed(), too) */
+    bool leaving;   /* unloaded while warming: drains once it is ready */
     bool dismissed; /* unloaded while held: goes with its last hold, unless it is wanted again */
     bool pinned;
     enum load_priority priority; /* of the load asked for */
@@ -135,8 +135,9 @@ struct registry_options {
     struct metrics *metrics;
     const struct clock *clock;
     const struct engine_pulse *pulse; /* whom loads step back for; NULL: nobody */
-    uint64_t budget_bytes;  /* for models */
-    const char *names_path; /* list of names for when no daemon runs; NULL: none is written */
+    uint64_t budget_bytes;            /* for models */
+    uint64_t memory_per_uid_bytes;    /* of models kept by one user's holds or files alone */
+    const char *names_path;   /* list of names for when no daemon runs; NULL: none is written */
     const char *history_path; /* what was asked for, for the next start; NULL: it is forgotten */
     struct registry_ops ops;
 };
@@ -195,8 +196,8 @@ int registry_want(struct registry *registry, struct model_entry *entry, enum loa
  * within MODEL_RECENT_US does not have to go for it. */
 int registry_want_for(struct registry *registry, struct model_entry *entry,
                       enum load_priority priority, uint32_t uid, bool retry);
-/* A request asks for the model, before it wants it: counts whether it was ready, and is remembered for
- * prediction. */
+/* A request asks for the model, before it wants it: counts whether it was ready, and is remembered
+ * for prediction. */
 void registry_asked(struct registry *registry, struct model_entry *entry);
 /* Lets it go: cancels a load, drains a ready one. */
 void registry_unload(struct registry *registry, struct model_entry *entry);

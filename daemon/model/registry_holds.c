@@ -90,8 +90,7 @@ int registry_hold(struct registry *registry, struct model_entry *entry, uint32_t
                   struct fault *ret_fault)
 {
     const struct config *config = registry->options.config;
-    uint64_t budget = config_size_of(config->memory_budget, config_machine_memory());
-    uint64_t most = config_size_of(config->limits.memory_per_uid, budget);
+    uint64_t most = registry->options.memory_per_uid_bytes;
     bool kept = entry->pinned || entry->holds > 0; /* by others, or counted already */
     uint64_t bytes = holds_bytes(registry->holds, uid) + (kept ? 0 : registry_need_bytes(entry));
 

@@ -130,7 +130,7 @@ static void write_status_info(struct service *service, FILE *out)
             metrics_get(service->options.metrics, M_MODELS_READY),
             registry_loaded_bytes(service->registry));
     fprintf(out, "memory_budget_bytes %" PRIu64 "\nconnections %u\nrequests_live %u\n",
-            service->memory_budget_bytes, admission_n_connections(service->admission),
+            service->memory.budget_bytes, admission_n_connections(service->admission),
             service_n_requests(service));
 }
 

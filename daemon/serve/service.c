@@ -940,14 +940,13 @@ bool service_shut_down(struct service *service)
 
 /* ---- life ---- */
 
-static int new_runner(struct service *service, uint64_t budget_bytes, struct fault *ret_fault)
+static int new_runner(struct service *service, struct fault *ret_fault)
 {
     const struct config *config = service->options.config;
-    uint64_t kv_bytes = config_size_of(config->engine.kv_budget, budget_bytes);
     struct runner_options options = {
         .engine = {.kernels = service->options.kernels,
                    .threads = config->engine.threads,
-                   .kv_budget_bytes = kv_bytes,
+                   .kv_budget_bytes = service->memory.kv_bytes,
                    .kv_f32 = config->engine.kv == KV_F32,
                    .pulse = &service->pulse},
         .max_batch = config->batching.enabled ? config->batching.max_batch : 1,
@@ -955,7 +954,7 @@ static int new_runner(struct service *service, uint64_t budget_bytes, struct fau
         .max_delay_us = config->batching.max_delay_us,
         .adaptive_us = config->batching.adaptive_us,
         .chunk_target_us = config->engine.chunk_target_us,
-        .kv_per_uid_bytes = config_size_of(config->engine.kv_per_uid, kv_bytes),
+        .kv_per_uid_bytes = service->memory.kv_per_uid_bytes,
         .park_timeout_us = config->streaming.park_timeout_us,
         .prefix_cache = config->engine.prefix_cache,
         .share_with_all = config->engine.prefix_sharing == SHARING_ALL,
@@ -967,17 +966,17 @@ static int new_runner(struct service *service, uint64_t budget_bytes, struct fau
     return runner_new(&options, &service->runner, ret_fault);
 }
 
-static int new_registry(struct service *service, uint64_t budget_bytes, struct fault *ret_fault)
+static int new_registry(struct service *service, struct fault *ret_fault)
 {
     const struct config *config = service->options.config;
-    uint64_t kv_bytes = config_size_of(config->engine.kv_budget, budget_bytes);
     struct registry_options options = {
         .config = config,
         .kernels = service->options.kernels,
         .metrics = service->options.metrics,
         .clock = service->options.clock,
         .pulse = &service->pulse,
-        .budget_bytes = budget_bytes > kv_bytes ? budget_bytes - kv_bytes : 0,
+        .budget_bytes = service->memory.models_bytes,
+        .memory_per_uid_bytes = service->memory.models_per_uid_bytes,
         .names_path = service->options.names_path,
         .history_path = service->options.history_path,
         .ops = {.attach = on_attach,
@@ -1005,7 +1004,6 @@ int service_new(const struct service_options *options, struct service **ret_serv
                 struct fault *ret_fault)
 {
     const struct config *config = options->config;
-    uint64_t budget_bytes = config_size_of(config->memory_budget, config_machine_memory());
     struct service *service = calloc(1, sizeof(*service));
     int r;
 
@@ -1013,7 +1011,7 @@ int service_new(const struct service_options *options, struct service **ret_serv
         return fault_set(ret_fault, -ENOMEM, "no memory for the service");
     service->options = *options;
     service->started_us = service_now_us(service);
-    service->memory_budget_bytes = budget_bytes;
+    service->memory = config_memory_of(config, config_machine_memory());
     service->next_deadline_us = UINT64_MAX;
     if (getrandom(&service->seed_state, sizeof(service->seed_state), GRND_NONBLOCK) < 0)
         service->seed_state = service->started_us;
@@ -1029,9 +1027,9 @@ int service_new(const struct service_options *options, struct service **ret_serv
     if (r == 0)
         r = text_thread_new(config->limits.queue, &service->text_thread, ret_fault);
     if (r == 0)
-        r = new_runner(service, budget_bytes, ret_fault);
+        r = new_runner(service, ret_fault);
     if (r == 0)
-        r = new_registry(service, budget_bytes, ret_fault);
+        r = new_registry(service, ret_fault);
     if (r < 0) {
         service_free(service);
         return r;

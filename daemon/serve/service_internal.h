@@ -39,7 +39,7 @@ struct service {
     uint64_t next_deadline_us;     /* the earliest of those that wait; UINT64_MAX: none */
     uint64_t seed_state;
     uint64_t started_us;
-    uint64_t memory_budget_bytes;
+    struct config_memory memory;
     uint64_t last_beat;
     bool draining;
 };

@@ -465,6 +465,23 @@ Test(config, shares_are_taken_of_a_whole_without_overflow)
     cr_expect_eq(config_size_of((struct config_size){.bytes = 5}, 1000), 5);
 }
 
+Test(config, memory_is_parted_once)
+{
+    const uint64_t gib = UINT64_C(1) << 30;
+    struct config_memory m;
+
+    takes("memory_budget: 50%\nlimits: {memory_per_uid: 25%}\n"
+          "engine: {kv_budget: 25%, kv_per_uid: 10%}\n");
+    m = config_memory_of(config, 16 * gib);
+    cr_expect(m.machine_bytes == 16 * gib && m.budget_bytes == 8 * gib);
+    cr_expect(m.kv_bytes == 2 * gib && m.models_bytes == 6 * gib, "together the budget");
+    cr_expect_eq(m.kv_per_uid_bytes, 2 * gib / 10);
+    cr_expect_eq(m.models_per_uid_bytes, 2 * gib);
+    takes("memory_budget: 1GiB\nengine: {kv_budget: 2GiB}\n");
+    m = config_memory_of(config, 16 * gib);
+    cr_expect(m.kv_bytes == 2 * gib && m.models_bytes == 0, "nothing is left, and no less");
+}
+
 Test(config, machine_memory_is_at_most_the_ram)
 {
     uint64_t ram = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);

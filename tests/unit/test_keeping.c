@@ -100,6 +100,7 @@ static void build_house(const char *yaml, double n)
         .metrics = house.metrics,
         .clock = &house.clock,
         .budget_bytes = (uint64_t)((double)builtin_size() * 1.11 * n),
+        .memory_per_uid_bytes = 3 << 20,
         .ops = {.attach = on_attach,
                 .detach = on_detach,
                 .expel = on_entry,
@@ -372,7 +373,7 @@ Test(keeping, a_user_s_holds_have_a_number_and_a_memory)
 {
     struct fault fault;
 
-    build_house("limits: {holds_per_uid: 3, memory_per_uid: 3MiB}", 8);
+    build_house("limits: {holds_per_uid: 3}", 8);
     for (int i = 0; i < 2; i++)
         cr_assert_eq(registry_hold(house.registry, house.a, ALICE, true, &fault), 0);
     cr_assert_eq(registry_hold(house.registry, house.b, ALICE, true, &fault), 0);

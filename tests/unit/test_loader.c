@@ -139,6 +139,7 @@ static void open_registry(struct house *house, uint64_t budget_bytes)
                                        .metrics = house->metrics,
                                        .clock = &house->clock,
                                        .budget_bytes = budget_bytes,
+                                       .memory_per_uid_bytes = budget_bytes,
                                        .names_path = house->names,
                                        .ops = {on_attach, on_detach, on_expel, on_changed, house}};
 
