@@ -822,6 +822,18 @@ void batcher_charge(struct batcher *batcher, struct lane *lane, uint64_t us)
     }
 }
 
+/* The open step is over: its jobs may leave, or be preempted, again. */
+static void end_step(struct batcher *batcher, struct lane *lane)
+{
+    assert(lane->open);
+    for (uint32_t i = 0; i < lane->batch.n_jobs; i++)
+        lane->batch.jobs[i]->chunk = 0;
+    for (struct share *share = lane->shares; share; share = share->next)
+        share->columns = 0;
+    lane->open = false;
+    unstarve(batcher);
+}
+
 void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us)
 {
     struct batch *batch = &lane->batch;
@@ -834,15 +846,14 @@ void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us)
     lane->us_per_column += AVERAGE_WEIGHT * (per_column - lane->us_per_column);
     if (lane->us_per_column < 0.01)
         lane->us_per_column = 0.01;
-    for (uint32_t i = 0; i < batch->n_jobs; i++) {
+    for (uint32_t i = 0; i < batch->n_jobs; i++)
         batch->jobs[i]->fed += batch->jobs[i]->chunk;
-        batch->jobs[i]->chunk = 0;
-    }
-    for (struct share *share = lane->shares; share; share = share->next)
-        share->columns = 0;
-    lane->open = false;
-    /* Its jobs may be preempted again. */
-    unstarve(batcher);
+    end_step(batcher, lane);
+}
+
+void batcher_abandon(struct batcher *batcher, struct lane *lane)
+{
+    end_step(batcher, lane);
 }
 
 struct job *batcher_expired(struct batcher *batcher, uint64_t now_us)

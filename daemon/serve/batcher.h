@@ -143,7 +143,7 @@ struct lane *batcher_pick(struct batcher *batcher, uint64_t now_us, uint64_t *re
 bool lane_step_open(const struct lane *lane);
 /* The batch of the open step. */
 const struct batch *batcher_batch(const struct lane *lane);
-/* Opens the lane's next step; the batch is valid until batcher_close(). False: nothing to run (all
+/* Opens the lane's next step; the batch is valid until the step ends. False: nothing to run (all
  * that waits, waits for KV memory). */
 bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us,
                      const struct batch **ret_batch);
@@ -151,6 +151,8 @@ bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us
 void batcher_charge(struct batcher *batcher, struct lane *lane, uint64_t us);
 /* The step is done: `fed` of its jobs moves on. `us`: the step's whole time, for prediction. */
 void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us);
+/* The step came to nothing: its jobs have computed nothing, and nothing is learnt from it. */
+void batcher_abandon(struct batcher *batcher, struct lane *lane);
 
 /* Part of what is foreseen that a deadline is given beyond: what was measured need not hold. */
 #define FORESEEN_SLACK 4u

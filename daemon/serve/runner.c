@@ -566,7 +566,7 @@ static void fill_rows(struct runner_model *rm, const struct batch *batch, uint64
 static void fail_step(struct runner *runner, struct runner_model *rm, const struct batch *batch,
                       int error)
 {
-    batcher_close(runner->batcher, rm->lane, 1);
+    batcher_abandon(runner->batcher, rm->lane);
     for (uint32_t i = 0; i < batch->n_jobs; i++) {
         struct request *request = job_request(batch->jobs[i]);
         request_fail(request, error == -ENOMEM ? CODE_NO_MEMORY : CODE_INTERNAL,

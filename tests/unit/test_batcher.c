@@ -469,6 +469,37 @@ Test(batcher, what_can_never_be_admitted_comes_out_refused)
     end_world(&world);
 }
 
+/* A step that the engine could not begin says nothing of how long steps take. */
+Test(batcher, an_abandoned_step_computes_nothing_and_teaches_nothing)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1, .chunk_target_us = 1000, .adaptive_us = 1000);
+    struct job job = job_of(world->lane, 1, 100000, 1);
+    uint64_t narrowed, widened, least_us;
+    const struct batch *batch;
+    uint32_t n_columns, width;
+
+    add(world, &job);
+    for (int i = 0; i < 40; i++)
+        step(world, world->lane, 1000, false);
+    least_us = batcher_foresee(&job).own_us;
+    cr_assert(batcher_compose(world->batcher, world->lane, world->now_us, &batch));
+    n_columns = batch->n_columns;
+    width = batcher_width(world->batcher, &narrowed, &widened);
+    for (int i = 0; i < 40; i++) {
+        uint32_t fed = job.fed;
+        batcher_abandon(world->batcher, world->lane);
+        cr_assert(job.fed == fed && job.chunk == 0 && !lane_step_open(world->lane));
+        cr_assert_null(batcher_expired(world->batcher, UINT64_MAX));
+        cr_assert(batcher_compose(world->batcher, world->lane, world->now_us, &batch));
+    }
+    cr_expect_eq(batch->n_columns, n_columns, "%u of %u", batch->n_columns, n_columns);
+    cr_expect_eq(batcher_width(world->batcher, &narrowed, &widened), width);
+    cr_expect_eq(batcher_foresee(&job).own_us, least_us);
+    batcher_abandon(world->batcher, world->lane);
+    batcher_remove(world->batcher, &job);
+    end_world(world);
+}
+
 /* Lets two users with a backlog each run `steps` steps; the first one's share of engine time. */
 static double share_of_first(uint32_t first_jobs, uint32_t second_jobs, uint32_t steps)
 {
