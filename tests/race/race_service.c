@@ -1,6 +1,12 @@
 /* A whole daemon under ThreadSanitizer, with sixteen clients that load, unload, pin, hold and ask
- * for models in any order, beside readers of events and values. Every answer must be the same text,
- * every request must end, and in the end nothing may be held. */
+ * for models in any order, beside readers of events and values. They ask for short texts and for
+ * long ones that the tokenizer thread takes, for vectors, several at once, with deadlines; they
+ * read at once, byte by byte, or so late that their streams are put to sleep, and they cancel or
+ * leave in the middle. A second daemon answers in order. Where root allows it the clients are three
+ * users.
+ *
+ * Every answer to a question must be the same text, every request must end, and in the end nothing
+ * may be held. */
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
@@ -10,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "daemon/config.h"
@@ -20,35 +27,59 @@
 #include "lib/cleanup.h"
 #include "lib/hearth.h"
 
-#define N_CLIENTS    16u
-#define N_OPERATIONS 1000u
-#define N_READERS    3u
-#define PATIENCE_US  50000000u
-#define TEXT_BYTES   256u
+#define N_CLIENTS       16u
+#define N_OPERATIONS    1500u /* one daemon's */
+#define N_READERS       3u
+#define N_AT_ONCE       5u
+#define PATIENCE_US     50000000u
+#define TICK_US         2000u
+#define MOST_TICKS      20000u
+#define PARK_TIMEOUT_US 10000u
+#define MOST_DOZES      50u /* of PARK_TIMEOUT_US */
+#define TEXT_BYTES      512u
+#define LONG_WORDS      120u /* " grandmother", a token each: more than the reactor tokenizes itself */
 
 static const char *const names[] = {"a", "b", "c", "d"};
 static const struct clock real_clock = {.now_us = clock_monotonic_us};
+static char long_prompt[LONG_WORDS * sizeof(" grandmother")];
+
+/* What is asked; the answer to each is always the same. */
+enum question { SHORT_TEXT, LONG_TEXT, STORY, VECTOR, N_QUESTIONS };
 
 struct world {
     char dir[64], socket[96];
-    _Atomic uint32_t operations, answers, refusals, news, pushes, clients_left;
+    struct metrics *metrics;
+    bool in_order; /* batching.preserve_order */
+    bool users;    /* the clients are several */
+    _Atomic uint32_t operations, refusals, clients_left, slept, left, late;
     pthread_mutex_t lock;
-    char text[TEXT_BYTES]; /* the answer, once one is there; under the lock */
+    /* Under the lock: the answers, once they are there, and how many times they came. */
+    struct answer {
+        char text[TEXT_BYTES];
+        size_t len;
+        uint32_t n;
+    } answers[N_QUESTIONS];
 };
 
 struct client {
     struct world *world;
     struct hearth *h;
+    uid_t uid;
     unsigned random;
+    uint32_t n_ends;
     uint64_t hold; /* 0: none */
 };
 
 /* What a request has brought. */
 struct outcome {
+    struct client *client;
+    enum question question;
+    uint64_t id;
     char text[TEXT_BYTES];
     size_t len;
-    const char *code;
-    uint32_t items, ends;
+    const char *code; /* of its error, or NULL */
+    bool cancelled, hurried;
+    uint32_t items, ends, place; /* which of the client's ends it was */
 };
 
 static unsigned next_random(struct client *client, unsigned bound)
@@ -58,47 +89,84 @@ static unsigned next_random(struct client *client, unsigned bound)
 }
 
 /* How a request on a crowded daemon may end besides well. */
-static const char *allowed(const char *code)
+static const char *allowed(const struct client *client, const char *code, bool hurried)
 {
     static const char *const codes[] = {"cancelled", "no-memory", "shutting-down"};
+    static const char *const of_users[] = {"forbidden", "busy"}; /* by rights, by limits */
 
     for (size_t i = 0; i < ELEMENTSOF(codes); i++)
         if (strcmp(code, codes[i]) == 0)
             return codes[i];
+    for (size_t i = 0; client->uid != geteuid() && i < ELEMENTSOF(of_users); i++)
+        if (strcmp(code, of_users[i]) == 0)
+            return of_users[i];
+    if (hurried && strcmp(code, "deadline") == 0)
+        return "deadline";
     fprintf(stderr, "ended with %s\n", code);
     return NULL;
+}
+
+static void keep(struct outcome *outcome, const void *bytes, size_t n)
+{
+    assert(outcome->len + n <= TEXT_BYTES);
+    memcpy(outcome->text + outcome->len, bytes, n);
+    outcome->len += n;
 }
 
 static void on_reply(void *userdata, const struct hearth_reply *reply)
 {
     struct outcome *outcome = userdata;
+    struct client *client = outcome->client;
 
     if (reply->kind == HEARTH_ITEM)
         outcome->items++;
-    if (reply->kind == HEARTH_DONE || reply->kind == HEARTH_ERROR)
+    if (reply->kind == HEARTH_DONE || reply->kind == HEARTH_ERROR) {
         outcome->ends++;
-    if (reply->kind == HEARTH_ERROR)
-        assert((outcome->code = allowed(reply->code)));
-    if (reply->kind == HEARTH_TOKENS && outcome->len + reply->text_bytes < TEXT_BYTES) {
-        memcpy(outcome->text + outcome->len, reply->text, reply->text_bytes);
-        outcome->len += reply->text_bytes;
+        outcome->place = client->n_ends++;
     }
+    if (reply->kind == HEARTH_ERROR) {
+        outcome->code = allowed(client, reply->code, outcome->hurried);
+        assert(outcome->code);
+    }
+    if (reply->kind == HEARTH_TOKENS)
+        keep(outcome, reply->text, reply->text_bytes);
+    if (reply->kind == HEARTH_ITEM && reply->vector)
+        keep(outcome, reply->vector, MIN(reply->n_vector * sizeof(float), TEXT_BYTES));
 }
 
-static struct hearth *must_connect(struct world *world, bool status)
+/* As the client's user: the thread's own uid, so that others are what they are meanwhile. */
+static void become(uid_t uid)
+{
+    assert(syscall(SYS_setresuid, -1, uid, -1) == 0);
+}
+
+static struct hearth *must_connect(struct world *world, bool status, uid_t uid)
 {
     struct hearth_options options = HEARTH_OPTIONS_INIT;
     struct hearth *h = NULL;
     char message[HEARTH_MESSAGE_BYTES] = "";
+    uid_t own = geteuid();
     int r;
 
     options.socket_path = world->socket;
     options.status_socket = status;
+    if (uid != own)
+        become(uid);
     r = hearth_connect(&options, &h, message);
+    if (uid != own)
+        become(own);
     if (r < 0)
         fprintf(stderr, "%s\n", message);
     assert(r == 0);
     return h;
+}
+
+/* The connection's end is the end of all that it had. */
+static void come_back(struct client *client)
+{
+    client->h = hearth_free(client->h);
+    client->h = must_connect(client->world, false, client->uid);
+    client->hold = 0;
 }
 
 static void finish(struct client *client, uint64_t id, struct outcome *outcome)
@@ -110,36 +178,152 @@ static void finish(struct client *client, uint64_t id, struct outcome *outcome)
         atomic_fetch_add(&client->world->refusals, 1);
 }
 
-static void complete(struct client *client, const char *name, bool cancelled)
+/* ---- questions ---- */
+
+static struct hearth_generate make_request(struct client *client, enum question question,
+                                           const char *name)
 {
     struct hearth_generate request = HEARTH_GENERATE_INIT;
-    struct outcome outcome = {0};
-    struct world *world = client->world;
-    uint64_t id;
 
     request.model = name;
-    request.prompt = "Once upon a time";
-    request.max_tokens = 4;
+    request.prompt = question == LONG_TEXT ? long_prompt : "Once upon a time";
+    request.max_tokens = question == STORY ? 24 : 4;
+    request.ignore_eos = true;
     request.temperature = 0;
     request.keep_alive_us = next_random(client, 8) ? 0 : 1000;
-    assert(hearth_complete(client->h, &request, on_reply, &outcome, &id) == 0);
-    if (cancelled)
-        hearth_cancel(client->h, id);
-    finish(client, id, &outcome);
-    if (cancelled || outcome.code)
+    return request;
+}
+
+static void ask(struct client *client, enum question question,
+                const struct hearth_generate *request, struct outcome *outcome)
+{
+    int r;
+
+    *outcome = (struct outcome){
+        .client = client, .question = question, .hurried = request->deadline_us > 0};
+    if (question == VECTOR)
+        r = hearth_embed(client->h, request, on_reply, outcome, &outcome->id);
+    else
+        r = hearth_complete(client->h, request, on_reply, outcome, &outcome->id);
+    assert(r == 0);
+}
+
+static void cancel(struct outcome *outcome)
+{
+    hearth_cancel(outcome->client->h, outcome->id); /* -ENOENT where it has ended by itself */
+    outcome->cancelled = true;
+}
+
+static void settle(struct outcome *outcome)
+{
+    struct client *client = outcome->client;
+    struct world *world = client->world;
+    struct answer *answer = &world->answers[outcome->question];
+
+    finish(client, outcome->id, outcome);
+    if (outcome->code && strcmp(outcome->code, "deadline") == 0)
+        atomic_fetch_add(&world->late, 1);
+    if (outcome->cancelled || outcome->code)
         return;
-    atomic_fetch_add(&world->answers, 1);
     pthread_mutex_lock(&world->lock);
-    if (!world->text[0])
-        memcpy(world->text, outcome.text, sizeof(world->text));
-    assert(strcmp(world->text, outcome.text) == 0);
+    if (answer->n++ == 0) {
+        memcpy(answer->text, outcome->text, outcome->len);
+        answer->len = outcome->len;
+    }
+    assert(answer->len == outcome->len && memcmp(answer->text, outcome->text, answer->len) == 0);
     pthread_mutex_unlock(&world->lock);
 }
+
+static void ask_one(struct client *client, const char *name)
+{
+    enum question question = next_random(client, N_QUESTIONS);
+    struct hearth_generate request = make_request(client, question, name);
+    struct outcome outcome;
+
+    if (next_random(client, 6) == 0)
+        request.deadline_us = 1 + next_random(client, 20000);
+    request.no_stream = next_random(client, 4) == 0;
+    ask(client, question, &request, &outcome);
+    if (next_random(client, 6) == 0)
+        cancel(&outcome);
+    settle(&outcome);
+}
+
+/* Several at once, of one model or of many; with preserve_order they end as they were asked. */
+static void ask_several(struct client *client, const char *name)
+{
+    struct outcome outcomes[N_AT_ONCE];
+    bool spread = next_random(client, 2);
+
+    for (uint32_t i = 0; i < N_AT_ONCE; i++) {
+        enum question question = next_random(client, N_QUESTIONS);
+        struct hearth_generate request = make_request(
+            client, question, spread ? names[next_random(client, ELEMENTSOF(names))] : name);
+        ask(client, question, &request, &outcomes[i]);
+    }
+    if (next_random(client, 3) == 0)
+        cancel(&outcomes[next_random(client, N_AT_ONCE)]);
+    for (uint32_t i = 0; i < N_AT_ONCE; i++)
+        settle(&outcomes[i]);
+    for (uint32_t i = 1; client->world->in_order && i < N_AT_ONCE; i++)
+        assert(outcomes[i].place > outcomes[i - 1].place);
+}
+
+enum manner { READS_SLOWLY, DOZES, CANCELS, LEAVES, N_MANNERS };
+
+/* A reader that has its mind elsewhere once the story has begun: until a stream is asleep, or for
+ * ever. False: it has left. */
+static bool behave(struct client *client, struct outcome *outcome, enum manner manner)
+{
+    struct world *world = client->world;
+
+    if (manner == DOZES) {
+        for (uint32_t i = 0; i < MOST_DOZES && metrics_get(world->metrics, M_STREAMS_ASLEEP) == 0;
+             i++)
+            usleep(PARK_TIMEOUT_US);
+        if (metrics_get(world->metrics, M_STREAMS_ASLEEP) > 0)
+            atomic_fetch_add(&world->slept, 1);
+    } else if (manner == CANCELS) {
+        cancel(outcome);
+    } else if (manner == LEAVES) {
+        atomic_fetch_add(&world->operations, 1);
+        atomic_fetch_add(&world->left, 1);
+        come_back(client);
+        return false;
+    }
+    return true;
+}
+
+/* A story in credit of a few bytes: less than a character, at times. */
+static void read_slowly(struct client *client, const char *name)
+{
+    struct hearth_generate request = make_request(client, STORY, name);
+    enum manner manner = next_random(client, N_MANNERS);
+    struct outcome outcome;
+    bool begun = false;
+
+    request.manual_credit = true;
+    request.credit = 3;
+    ask(client, STORY, &request, &outcome);
+    for (uint32_t ticks = 0; outcome.ends == 0; ticks++) {
+        int r = hearth_wait(client->h, TICK_US);
+        assert((r >= 0 || r == -ETIMEDOUT) && ticks < MOST_TICKS);
+        if (!begun && outcome.len > 8 && outcome.ends == 0) {
+            begun = true;
+            if (!behave(client, &outcome, manner))
+                return;
+        }
+        hearth_credit(client->h, outcome.id, 1 + next_random(client, 8)); /* -ENOENT: it is over */
+    }
+    settle(&outcome);
+}
+
+/* ---- orders ---- */
 
 static void order(struct client *client, const char *name, unsigned what)
 {
     struct hearth_set set = HEARTH_SET_INIT;
-    struct outcome outcome = {0};
+    struct outcome outcome = {.client = client};
     uint64_t id;
     int r;
 
@@ -160,8 +344,22 @@ static void order(struct client *client, const char *name, unsigned what)
     finish(client, id, &outcome);
 }
 
-static void let_go(struct client *client)
+static void give_order(struct client *client, const char *name)
 {
+    static const unsigned orders[] = {0, 1, 4, 4, 4, 5, 6, 7};
+
+    order(client, name, orders[next_random(client, ELEMENTSOF(orders))]);
+}
+
+/* What is pinned is let go soon. */
+static void unpin(struct client *client, const char *name)
+{
+    order(client, name, next_random(client, 12) ? 2 : 3);
+}
+
+static void let_go(struct client *client, const char *name)
+{
+    (void)name;
     if (!client->hold)
         return;
     hearth_cancel(client->h, client->hold); /* -ENOENT where it has ended by itself */
@@ -172,46 +370,32 @@ static void let_go(struct client *client)
 
 static void on_hold(void *userdata, const struct hearth_reply *reply)
 {
-    (void)userdata;
     if (reply->kind == HEARTH_ERROR && !reply->lost)
-        assert(allowed(reply->code));
+        assert(allowed(userdata, reply->code, false));
 }
 
 static void hold(struct client *client, const char *name)
 {
-    let_go(client);
-    assert(hearth_hold(client->h, name, on_hold, NULL, &client->hold) == 0);
-    if (next_random(client, 4) > 0)
-        return;
-    hearth_free(client->h); /* the connection's end lets go, too */
-    client->h = must_connect(client->world, false);
-    client->hold = 0;
+    let_go(client, name);
+    assert(hearth_hold(client->h, name, on_hold, client, &client->hold) == 0);
+    if (next_random(client, 4) == 0)
+        come_back(client); /* the connection's end lets go, too */
 }
 
 static void *run_client(void *userdata)
 {
-    static const unsigned orders[] = {0, 1, 4, 4, 4, 5, 6, 7};
+    static void (*const operations[])(struct client *, const char *) = {
+        ask_one, ask_one,     ask_one,     ask_several, ask_several, hold,  let_go,     let_go,
+        unpin,   read_slowly, read_slowly, read_slowly, unpin,       unpin, give_order, give_order};
     struct client *client = userdata;
     struct world *world = client->world;
 
-    client->h = must_connect(world, false);
+    client->h = must_connect(world, false, client->uid);
     while (atomic_load(&world->operations) < N_OPERATIONS) {
         const char *name = names[next_random(client, ELEMENTSOF(names))];
-        unsigned chance = next_random(client, 16);
-        if (chance < 6)
-            complete(client, name, chance == 0);
-        else if (chance == 6)
-            hold(client, name);
-        else if (chance < 9)
-            let_go(client);
-        else if (chance < 11)
-            order(client, name, 2); /* what is pinned is let go soon */
-        else if (chance == 11 && next_random(client, 4) == 0)
-            order(client, name, 3);
-        else
-            order(client, name, orders[next_random(client, ELEMENTSOF(orders))]);
+        operations[next_random(client, ELEMENTSOF(operations))](client, name);
     }
-    let_go(client);
+    let_go(client, NULL);
     hearth_free(client->h);
     if (atomic_fetch_sub(&world->clients_left, 1) == 1)
         kill(getpid(), SIGTERM);
@@ -239,7 +423,7 @@ static void on_news(void *userdata, const struct hearth_reply *reply)
 static void *run_reader(void *userdata)
 {
     struct reader *reader = userdata;
-    struct hearth *h = must_connect(reader->world, true);
+    struct hearth *h = must_connect(reader->world, true, geteuid());
     uint64_t id;
 
     assert(hearth_act_for(h, 1000, NULL, 0) == 0);
@@ -274,6 +458,8 @@ static struct config *make_config(const struct world *world)
     /* Room for two of the four. */
     config->engine.kv_budget = (struct config_size){.bytes = 8u << 20};
     config->memory_budget = (struct config_size){.bytes = (8u << 20) + builtin_size() * 5 / 2};
+    config->streaming.park_timeout_us = PARK_TIMEOUT_US;
+    config->batching.preserve_order = world->in_order;
     return config;
 }
 
@@ -289,57 +475,91 @@ static void block_signals(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
-int main(void)
+/* Starts all, serves until the last client has gone, and joins them. */
+static void serve(struct world *world, struct server *server)
 {
-    struct world world = {.dir = "/tmp/hearth-race-XXXXXX",
-                          .lock = PTHREAD_MUTEX_INITIALIZER,
-                          .clients_left = N_CLIENTS};
-    struct server_options options = {.clock = &real_clock};
-    struct client clients[N_CLIENTS];
+    static struct client clients[N_CLIENTS];
     struct reader readers[N_READERS];
     pthread_t threads[N_CLIENTS + N_READERS];
-    struct server *server = NULL;
-    struct metrics *metrics;
-    struct config *config;
-    struct fault fault = {0};
-    char command[96];
 
-    assert(mkdtemp(world.dir));
-    snprintf(world.socket, sizeof(world.socket), "%s/s", world.dir);
-    write_models(&world);
-    block_signals();
-    log_open(LOG_ERR);
-    config = make_config(&world);
-    assert(metrics_new(&metrics) == 0);
-    assert(kernels_choose(NULL, &options.kernels, NULL) == 0);
-    options.config = config;
-    options.metrics = metrics;
-    options.socket_path = world.socket;
-    if (server_new(&options, &server, &fault) < 0) {
-        fprintf(stderr, "%s\n", fault.text);
-        return 1;
-    }
     for (uint32_t i = 0; i < N_READERS; i++) {
-        readers[i] = (struct reader){.world = &world, .what = i == 0 ? "events" : "values"};
+        readers[i] = (struct reader){.world = world, .what = i == 0 ? "events" : "values"};
         pthread_create(&threads[N_CLIENTS + i], NULL, run_reader, &readers[i]);
     }
     for (uint32_t i = 0; i < N_CLIENTS; i++) {
-        clients[i] = (struct client){.world = &world, .random = i + 1};
+        clients[i] = (struct client){.world = world, .random = i + 1, .uid = geteuid()};
+        if (world->users && i % 4 > 1)
+            clients[i].uid = 1000 + i % 4;
         pthread_create(&threads[i], NULL, run_client, &clients[i]);
     }
     assert(server_run(server) == 0);
     for (uint32_t i = 0; i < ELEMENTSOF(threads); i++)
         pthread_join(threads[i], NULL);
-    assert(metrics_get(metrics, M_QUEUE) == 0);
-    assert(metrics_get(metrics, M_KV_USED) == 0);
-    server_free(server);
-    assert(atomic_load(&world.answers) > 0);
-    printf("%u operations, %u answers, %u refused, %llu loads\n", world.operations, world.answers,
-           world.refusals, (unsigned long long)metrics_get(metrics, M_LOADS));
     printf("%u events, %u and %u items of values\n", readers[0].seen, readers[1].seen,
            readers[2].seen);
-    metrics_free(metrics);
+}
+
+static void report(const struct world *world)
+{
+    printf("%s, %s: %u operations, %u refused, %u too late, %u slept, %u left, %lu loads; answers",
+           world->in_order ? "in order" : "as they come",
+           world->users ? "three users" : "one user, as only root can be others", world->operations,
+           world->refusals, world->late, world->slept, world->left,
+           metrics_get(world->metrics, M_LOADS));
+    for (uint32_t i = 0; i < N_QUESTIONS; i++) {
+        printf(" %u", world->answers[i].n);
+        assert(world->answers[i].n > 0);
+    }
+    printf("\n");
+    assert(world->left > 0 && world->slept > 0);
+}
+
+static void run(bool in_order)
+{
+    static struct world world;
+    struct server_options options = {.clock = &real_clock};
+    struct server *server = NULL;
+    struct config *config;
+    struct fault fault = {0};
+    char command[96];
+
+    world = (struct world){.dir = "/tmp/hearth-race-XXXXXX",
+                           .lock = PTHREAD_MUTEX_INITIALIZER,
+                           .clients_left = N_CLIENTS,
+                           .in_order = in_order,
+                           .users = geteuid() == 0};
+    assert(mkdtemp(world.dir));
+    snprintf(world.socket, sizeof(world.socket), "%s/s", world.dir);
+    write_models(&world);
+    config = make_config(&world);
+    assert(metrics_new(&world.metrics) == 0);
+    assert(kernels_choose(NULL, &options.kernels, NULL) == 0);
+    options.config = config;
+    options.metrics = world.metrics;
+    options.socket_path = world.socket;
+    if (server_new(&options, &server, &fault) < 0)
+        fprintf(stderr, "%s\n", fault.text);
+    assert(server);
+    if (world.users) /* others find the socket, too */
+        assert(chmod(world.dir, 0711) == 0 && chmod(world.socket, 0666) == 0);
+    serve(&world, server);
+    assert(metrics_get(world.metrics, M_QUEUE) == 0);
+    assert(metrics_get(world.metrics, M_KV_USED) == 0);
+    server_free(server);
+    report(&world);
+    metrics_free(world.metrics);
     config_free(config);
     snprintf(command, sizeof(command), "rm -rf %s", world.dir);
-    return system(command) == 0 ? 0 : 1;
+    assert(system(command) == 0);
+}
+
+int main(void)
+{
+    for (uint32_t i = 0; i < LONG_WORDS; i++)
+        strcat(long_prompt, " grandmother");
+    block_signals();
+    log_open(LOG_ERR);
+    run(false);
+    run(true);
+    return 0;
 }
