@@ -47,7 +47,7 @@ static void reply_attr(struct view *view, fuse_req_t req, const struct tree_node
     struct stat attr;
 
     view_fill_attr(view, node->ino, node->mode, &attr);
-    fuse_reply_attr(req, &attr, view_timeout_s(node->parent));
+    fuse_reply_attr(req, &attr, view_attr_timeout_s(node->parent, node->mode));
 }
 
 static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *file)

@@ -66,8 +66,30 @@ uint64_t view_look(struct view *view, uint64_t now_us)
 
 /* ---- attributes ---- */
 
+/* A file's value held when the copy was made, or when no daemon was found: whoever watches a file's
+ * age (node_exporter tells it) sees a daemon that has gone silent. */
+static struct timespec held_at(const struct view *view)
+{
+    uint64_t held_us = mirror_held_us(view->mirror), age_us;
+    struct timespec at;
+
+    if (held_us == 0)
+        return view->born;
+    age_us = view_now_us() - held_us;
+    clock_gettime(CLOCK_REALTIME, &at);
+    at.tv_sec -= (time_t)(age_us / 1000000u);
+    at.tv_nsec -= (long)(age_us % 1000000u) * 1000;
+    if (at.tv_nsec < 0) {
+        at.tv_sec--;
+        at.tv_nsec += 1000000000;
+    }
+    return at;
+}
+
 void view_fill_attr(const struct view *view, uint64_t ino, mode_t mode, struct stat *ret_attr)
 {
+    struct timespec changed = S_ISREG(mode) ? held_at(view) : view->born;
+
     *ret_attr = (struct stat){
         .st_ino = ino,
         .st_mode = mode,
@@ -75,8 +97,8 @@ void view_fill_attr(const struct view *view, uint64_t ino, mode_t mode, struct s
         .st_uid = view->uid,
         .st_gid = view->gid,
         .st_atim = view->born,
-        .st_mtim = view->born,
-        .st_ctim = view->born,
+        .st_mtim = changed,
+        .st_ctim = changed,
         .st_blksize = 4096,
     };
 }
@@ -86,13 +108,18 @@ double view_timeout_s(uint64_t parent)
     return tree_follows(parent) ? VIEW_FOLLOWS_TIMEOUT_S : VIEW_FIXED_TIMEOUT_S;
 }
 
+double view_attr_timeout_s(uint64_t parent, mode_t mode)
+{
+    return S_ISREG(mode) ? VIEW_FOLLOWS_TIMEOUT_S : view_timeout_s(parent);
+}
+
 void view_fill_entry(const struct view *view, uint64_t parent, uint64_t ino, mode_t mode,
                      struct fuse_entry_param *ret_entry)
 {
     *ret_entry = (struct fuse_entry_param){
         .ino = ino,
         .entry_timeout = view_timeout_s(parent),
-        .attr_timeout = view_timeout_s(parent),
+        .attr_timeout = view_attr_timeout_s(parent, mode),
     };
     view_fill_attr(view, ino, mode, &ret_entry->attr);
 }

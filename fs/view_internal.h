@@ -81,7 +81,7 @@ struct view {
     struct tree *tree;
     uid_t uid;
     gid_t gid;
-    struct timespec born; /* every file's times */
+    struct timespec born; /* the directories' times */
     uint64_t changes;     /* of the mirror, as far as the tree has followed */
     struct seen seen;
     uint64_t looked_us; /* somebody last wanted a value */
@@ -111,6 +111,7 @@ void view_fill_attr(const struct view *view, uint64_t ino, mode_t mode, struct s
 void view_fill_entry(const struct view *view, uint64_t parent, uint64_t ino, mode_t mode,
                      struct fuse_entry_param *ret_entry);
 double view_timeout_s(uint64_t parent);
+double view_attr_timeout_s(uint64_t parent, mode_t mode);
 
 int handle_new(struct view *view, fuse_req_t req, const struct tree_node *node,
                struct handle **ret_handle);

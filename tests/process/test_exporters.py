@@ -1,6 +1,9 @@
 """Metrics as others read them: promtool, and a real node_exporter over the mount."""
+import os
 import re
+import signal
 import socket
+import time
 import urllib.request
 
 from lib.harness import expect, test, wait_for
@@ -63,3 +66,23 @@ def node_exporter_reads_the_mount(t):
     page = scrape()
     expect("\nhearth_up 0\n" in page, "node_exporter says that it is up")
     expect(re.search(r"^node_textfile_scrape_error 0$", page, re.MULTILINE), page[-2000:])
+
+
+@test
+def a_file_is_as_old_as_its_values(t):
+    d = t.daemon()
+    m = t.mount(d)
+
+    def written():
+        m.read("metrics/hearth.prom")
+        return os.stat(m.path / "metrics" / "hearth.prom").st_mtime_ns
+    first = written()
+    wait_for(lambda: written() > first + 10**9, "values a second newer")
+    os.kill(d.pid, signal.SIGSTOP)
+    until(m, "status", "unresponsive\n")
+    last = written()
+    time.sleep(1)
+    expect(written() < last + 5 * 10**8, "values of a silent daemon grow no newer")
+    os.kill(d.pid, signal.SIGCONT)
+    wait_for(lambda: written() > last, "newer values")
+    expect(os.stat(m.path / "metrics").st_mtime_ns < first, "a directory does not change")
