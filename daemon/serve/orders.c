@@ -21,20 +21,13 @@ bool order_waits(struct service *service, struct peer *peer, const struct wire_h
                  const uint8_t *body, const struct request_options *options)
 {
     struct request *request;
-    struct refusal refusal;
 
     if (!may_wait(service, header, options) || registry_find(service->registry, options->model) ||
         !registry_rescan(service->registry, false))
         return false;
-    if (admission_enter(service->admission, peer->account, &refusal) < 0) {
-        service_refuse(service, peer, header->id, &refusal);
+    request = service_enter(service, peer, header->id, REQUEST_ORDER);
+    if (!request)
         return true;
-    }
-    request = service_add_request(service, peer, header->id, REQUEST_ORDER);
-    if (!request) {
-        admission_leave(service->admission, peer->account);
-        return false;
-    }
     request->order = header->type;
     request->text = malloc(header->body_len);
     request->text_bytes = header->body_len;

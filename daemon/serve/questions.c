@@ -250,19 +250,10 @@ struct model_entry *question_named_model(struct service *service, struct peer *p
 static void follow_load(struct service *service, struct peer *peer, uint64_t id,
                         struct model_entry *entry, const struct request_options *options)
 {
-    struct refusal refusal;
-    struct request *request;
+    struct request *request = service_enter(service, peer, id, REQUEST_WARM);
 
-    if (admission_enter(service->admission, peer->account, &refusal) < 0) {
-        reply_refusal(peer, id, &refusal);
+    if (!request)
         return;
-    }
-    request = service_add_request(service, peer, id, REQUEST_WARM);
-    if (!request) {
-        admission_leave(service->admission, peer->account);
-        reply_error(peer, id, CODE_NO_MEMORY, "no memory for another request");
-        return;
-    }
     if (options->deadline_us)
         request->job.deadline_us = request->received_us + options->deadline_us;
     question_progress(request, entry);

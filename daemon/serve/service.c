@@ -41,13 +41,22 @@ struct request *service_find_request(struct service *service, const struct peer 
     return request;
 }
 
-struct request *service_add_request(struct service *service, struct peer *peer, uint64_t id,
-                                    enum request_kind kind)
+struct request *service_enter(struct service *service, struct peer *peer, uint64_t id,
+                              enum request_kind kind)
 {
-    struct request *request = request_new();
+    struct refusal refusal;
+    struct request *request;
 
-    if (!request)
+    if (admission_enter(service->admission, peer->account, &refusal) < 0) {
+        service_refuse(service, peer, id, &refusal);
         return NULL;
+    }
+    request = request_new();
+    if (!request) {
+        admission_leave(service->admission, peer->account);
+        reply_error(peer, id, CODE_NO_MEMORY, "no memory for another request");
+        return NULL;
+    }
     request->key.peer = peer;
     request->key.id = id;
     request->peer = peer;
@@ -261,6 +270,8 @@ static void hold_ids(struct service *service, struct request *request)
 static void have_ids(struct service *service, struct request *request)
 {
     hold_ids(service, request);
+    if (request->expelled)
+        request_fail(request, CODE_SHUTTING_DOWN, "the daemon is shutting down");
     if (request->cancelled && request->reason != END_ERROR)
         request->reason = END_CANCELLED;
     if (request->reason == END_ERROR || request->reason == END_CANCELLED || !request->peer ||
@@ -405,14 +416,15 @@ static void expel(struct service *service, const struct model_entry *entry)
     struct request *request, *next;
 
     HASH_ITER (hh, service->requests, request, next) {
-        if (request->stage == STAGE_STANDING || (entry && request->model != entry))
+        if (entry && request->model != entry)
             continue;
-        if (request->stage == STAGE_ENGINE && !request->expelled)
+        /* What waits for the model's next load, stands or is answered runs on nothing. */
+        if (request->stage == STAGE_ENGINE && !request->expelled) {
+            request->expelled = true;
             runner_cancel(service->runner, request, CODE_SHUTTING_DOWN);
-        else if (request->stage == STAGE_TOKENIZING)
-            request->cancelled = true;
-        request->expelled = true;
-        if (request->stage == STAGE_ASLEEP) {
+        } else if (request->stage == STAGE_TOKENIZING) {
+            request->expelled = true; /* have_ids() sees it */
+        } else if (request->stage == STAGE_ASLEEP) {
             request_fail(request, CODE_SHUTTING_DOWN, "the daemon is shutting down");
             asleep_end(service, request);
         }
@@ -495,15 +507,6 @@ static int fill_request(struct service *service, struct request *request,
     return copy_input(service, request, options, refusal);
 }
 
-static int check_generation(struct service *service, const struct peer *peer,
-                            const struct request_options *options, struct refusal *refusal)
-{
-    if (!options->prompt == !options->ids)
-        return refusal_set(refusal, CODE_BAD_REQUEST, "prompt",
-                           "a prompt or ids are needed, one of the two");
-    return admission_enter(service->admission, peer->account, refusal);
-}
-
 static void generation(struct service *service, struct peer *peer, uint64_t id,
                        enum request_kind kind, const struct request_options *options)
 {
@@ -512,16 +515,15 @@ static void generation(struct service *service, struct peer *peer, uint64_t id,
     struct refusal refusal;
     struct request *request;
 
-    if (check_generation(service, peer, options, &refusal) < 0) {
-        service_refuse(service, peer, id, &refusal);
+    if (!options->prompt == !options->ids) {
+        refusal_set(&refusal, CODE_BAD_REQUEST, "prompt",
+                    "a prompt or ids are needed, one of the two");
+        reply_refusal(peer, id, &refusal);
         return;
     }
-    request = service_add_request(service, peer, id, kind);
-    if (!request) {
-        admission_leave(service->admission, peer->account);
-        reply_error(peer, id, CODE_NO_MEMORY, "no memory for another request");
+    request = service_enter(service, peer, id, kind);
+    if (!request)
         return;
-    }
     turns_join(service, request);
     metrics_add(service->options.metrics, M_GENERATIONS, 1);
     if (fill_request(service, request, options, &refusal) < 0) {

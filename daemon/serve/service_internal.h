@@ -53,9 +53,9 @@ static inline uint64_t service_now_us(const struct service *service)
 }
 
 struct request *service_find_request(struct service *service, const struct peer *peer, uint64_t id);
-/* Puts a new request among the live ones (admission_enter() was done), or refuses it. */
-struct request *service_add_request(struct service *service, struct peer *peer, uint64_t id,
-                                    enum request_kind kind);
+/* A new request among the live ones, with its place in the queue; NULL: it was refused. */
+struct request *service_enter(struct service *service, struct peer *peer, uint64_t id,
+                              enum request_kind kind);
 /* Takes it out and frees it. */
 void service_remove_request(struct service *service, struct request *request);
 /* It goes on to its model, which is ready. */

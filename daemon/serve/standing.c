@@ -16,19 +16,10 @@
 static struct request *stand(struct service *service, struct peer *peer, uint64_t id,
                              enum request_kind kind, uint32_t uid)
 {
-    struct refusal refusal;
-    struct request *request;
+    struct request *request = service_enter(service, peer, id, kind);
 
-    if (admission_enter(service->admission, peer->account, &refusal) < 0) {
-        service_refuse(service, peer, id, &refusal);
+    if (!request)
         return NULL;
-    }
-    request = service_add_request(service, peer, id, kind);
-    if (!request) {
-        admission_leave(service->admission, peer->account);
-        reply_error(peer, id, CODE_NO_MEMORY, "no memory for another request");
-        return NULL;
-    }
     request->job.uid = uid;
     request->stage = STAGE_STANDING;
     request->model_next = service->standing;

@@ -3,7 +3,7 @@ import re
 import threading
 
 from lib.harness import BUILD, Skip, expect, test, wait_for
-from lib.models import ready_daemon
+from lib.models import made_model, ready_daemon
 from lib.wire import Closed, frame
 
 
@@ -116,3 +116,23 @@ def input_that_waits_behind_unread_replies_counts_in_the_users_bound(t):
     d.expect_log(".*is closed: requests keep coming.*")
     wait_for(lambda: d.metric("connections") <= 1, "the connections to go")
     d.alive()
+
+
+@test
+def everybody_who_is_refused_as_busy_is_an_event(t):
+    """Whatever was asked for: a text, a load to be followed, a hold, a subscription."""
+    d = t.daemon(models=[made_model(t, "a"), made_model(t, "b")], config="limits: {queue_per_uid: 2}\n")
+    d.hearth("warm", "--wait", "a")
+    with d.client() as c, d.status_client() as status:
+        events = status.request("SUBSCRIBE")
+        status.receive()
+        c.request("COMPLETE", ("MODEL", "a"), ("PROMPT", "a"), ("IGNORE_EOS", 1),
+                  ("MAX_TOKENS", 8000), ("CREDIT", 10))
+        c.receive()
+        for ask in (("COMPLETE", ("MODEL", "a"), ("PROMPT", "a")), ("HOLD", ("MODEL", "a")),
+                    ("SUBSCRIBE",), ("WARM", ("MODEL", "b"), ("WAIT", 1))):
+            last = c.ask(*ask)[-1]
+            expect(last.get("CODE") == "busy" and last.get("RETRY_AFTER_US", 0) > 0, f"{ask}: {last}")
+            while '"busy"' not in (told := status.receive().get("TEXT", "")):
+                pass
+            expect("queue_per_uid" in told, told)
