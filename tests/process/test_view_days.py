@@ -11,6 +11,7 @@ import threading
 import time
 
 from lib.harness import BUILD, Daemon, Skip, expect, test, wait_for
+from lib.models import made_model
 from lib.view import (HOLD, PRELOAD, STATE, WAIT, Fake, errno_of, fails, names, until)
 
 EMBER = "models/ember"
@@ -151,6 +152,48 @@ def daemon_killed_at_any_stage_is_followed_by_the_next(t):
     poller.register(events, select.POLLIN)
     expect(poller.poll(20000), "no event came")
     os.close(events)
+
+
+@test
+def daemon_killed_with_models_in_every_state_leaves_none_stuck(t):
+    t.need_fuse()
+    disk = t.dir / "disk"
+    disk.mkdir()
+    made = {name: made_model(t, name, "--seed", str(seed)) for seed, name in enumerate(("full", "late", "slow"))}
+    p = t.start("slow-disk", made["slow"], disk, "slow.gguf", "200000")
+    try:
+        kill_in_every_state(t, disk, made)
+    finally:
+        p.send_signal(signal.SIGTERM)
+        p.wait(20)
+
+
+def kill_in_every_state(t, disk, made):
+    wait_for((disk / "slow.gguf").exists, "the disk")
+    d = t.daemon(models=[made["full"], made["late"], disk / "slow.gguf"],
+                 config="loading: {max_concurrent: 1, prediction: off}\ndrain_timeout: 60s\n")
+    m = t.mount(d)
+    with d.client() as c:
+        m.write("models/full/preload", "1")
+        expect(m.read("models/full/wait") == "ready\n", "it does not load")
+        c.request("COMPLETE", ("MODEL", "full"), ("PROMPT", "a"), ("CREDIT", 4), ("IGNORE_EOS", 1))
+        wait_for(lambda: c.receive().type == "TOKENS", "the stream that keeps it in use")
+        for name, state in (("slow", "loading"), ("late", "queued")):
+            m.write(f"models/{name}/preload", "1")
+            until(m, f"models/{name}/state", f"{state}\n")
+        m.write("models/full/preload", "0")
+        until(m, "models/full/state", "draining\n")
+        expect(m.read("models/slow/state") == "loading\n", "the disk is too quick for this")
+        d.kill()
+    until(m, "status", "inactive\n")
+    for name in made:
+        expect(m.read(f"models/{name}/state") == "cold\n", m.read(f"models/{name}/state"))
+    d = again(t, d, 0)
+    until(m, "status", "running\n")
+    for name in made:
+        m.write(f"models/{name}/preload", "1")
+        expect(m.read(f"models/{name}/wait") == "ready\n", f"the next one does not load {name}")
+    d.stop()
 
 
 def again(t, dead, number):
