@@ -182,8 +182,10 @@ int sequence_reserve(struct sequence *sequence, uint32_t n_tokens)
     uint32_t reserved = MIN(MAX(n_tokens, 1u), model->context_tokens);
     uint32_t n_tiles = tiles_of(reserved);
     uint64_t bytes;
-    int r;
+    int r = step_reserve(sequence->engine, model, reserved);
 
+    if (r < 0)
+        return r;
     if (n_tiles > sequence->n_tiles) {
         if (!budget_holds(model, reserved))
             return -ENOSPC;
@@ -370,6 +372,14 @@ static void let_go(struct sequence *sequence)
     sequence->prefix = NULL;
 }
 
+/* Where its hidden states add up; kept when it is idle. */
+static int make_pool(struct sequence *sequence)
+{
+    if (!sequence->pooled)
+        sequence->pooled = malloc(sequence->model->hparams.n_embd * sizeof(float));
+    return sequence->pooled ? 0 : -ENOMEM;
+}
+
 int sequence_begin(struct engine *engine, struct model *model, const struct sequence_start *start,
                    struct sequence **ret_sequence, struct prefix_wait *ret_wait)
 {
@@ -397,9 +407,12 @@ int sequence_begin(struct engine *engine, struct model *model, const struct sequ
     sequence->n_tiles = sequence->n_shared = sequence->n_shared_done = 0;
     sequence->prefix = NULL;
     sequence->shares = start->share;
+    sequence->pools = start->pools;
     sequence->owner = start->owner;
     sequence->account = start->account ? start->account : &engine->nobody;
-    if (last)
+    if (start->pools)
+        r = make_pool(sequence);
+    if (r == 0 && last)
         r = attach_prefix(sequence, last);
     if (r == 0)
         r = sequence_reserve(sequence, start->reserve_tokens);
@@ -419,7 +432,7 @@ int sequence_begin(struct engine *engine, struct model *model, const struct sequ
 int sequence_new(struct engine *engine, struct model *model, uint32_t reserve_tokens,
                  struct sequence **ret_sequence)
 {
-    struct sequence_start start = {.reserve_tokens = reserve_tokens};
+    struct sequence_start start = {.reserve_tokens = reserve_tokens, .pools = true};
 
     return sequence_begin(engine, model, &start, ret_sequence, NULL);
 }
@@ -472,23 +485,28 @@ void model_drop_sequences(struct model *model)
 
 /* ---- rotary table ---- */
 
-int rope_reach(struct model *model, uint32_t n_positions)
+int rope_reserve(struct model *model, uint32_t n_positions)
+{
+    struct rope_table *table = &model->rope;
+    uint32_t room = MIN(MAX(2 * table->n_room, MAX(n_positions, 64u)), model->context_tokens);
+    float *values;
+
+    if (n_positions <= table->n_room)
+        return 0;
+    values = realloc(table->values, (size_t)room * model->hparams.n_rot * sizeof(float));
+    if (!values)
+        return -ENOMEM;
+    table->values = values;
+    table->n_room = room;
+    return 0;
+}
+
+void rope_reach(struct model *model, uint32_t n_positions)
 {
     struct rope_table *table = &model->rope;
     uint32_t n_rot = model->hparams.n_rot;
-    float *values;
 
-    if (n_positions <= table->n_positions)
-        return 0;
-    if (n_positions > table->n_room) {
-        uint32_t room = MIN(MAX(2 * table->n_room, MAX(n_positions, 64u)), model->context_tokens);
-
-        values = realloc(table->values, (size_t)room * n_rot * sizeof(float));
-        if (!values)
-            return -ENOMEM;
-        table->values = values;
-        table->n_room = room;
-    }
+    assert(n_positions <= table->n_room);
     for (uint32_t p = table->n_positions; p < n_positions; p++) {
         float *cosines = table->values + (size_t)p * n_rot, *sines = cosines + n_rot / 2;
 
@@ -499,6 +517,5 @@ int rope_reach(struct model *model, uint32_t n_positions)
             sines[i] = (float)sin(angle);
         }
     }
-    table->n_positions = n_positions;
-    return 0;
+    table->n_positions = MAX(table->n_positions, n_positions);
 }

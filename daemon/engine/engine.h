@@ -33,8 +33,8 @@ struct sequence;
 struct engine_options {
     const struct kernel_table *kernels;
     uint32_t threads; /* compute team, the engine thread included; 1: alone, 0: the CPUs allowed */
-    uint64_t kv_budget_bytes; /* all KV pages of all models together */
-    bool kv_f32;              /* reference runs; else F16 */
+    uint64_t kv_budget_bytes;   /* all KV pages of all models together */
+    bool kv_f32;                /* reference runs; else F16 */
     struct engine_pulse *pulse; /* tells others when steps run; NULL: nobody */
 };
 
@@ -63,8 +63,8 @@ struct model_load_options {
     uint32_t context_tokens; /* 0: the model's own */
     uint64_t max_bytes;      /* of packed weights: -ENOMEM beyond; 0: no bound */
     bool direct;             /* read what is not cached past the page cache */
-    /* NULL: nobody computes meanwhile. Where steps run, new memory is taken in small pages: clearing
-     * a huge one keeps a CPU for milliseconds. */
+    /* NULL: nobody computes meanwhile. Where steps run, new memory is taken in small pages:
+     * clearing a huge one keeps a CPU for milliseconds. */
     const struct engine_pulse *pulse;
 };
 
@@ -127,9 +127,9 @@ void engine_forget_prefixes(struct engine *engine, struct model *model);
 
 /* ---- sequences ---- */
 
-/* A new, empty sequence with KV pages reserved for `reserve_tokens` positions (capped at the
- * context); unused prefixes give way. -EAGAIN: not now, pages are out; -ENOSPC: the whole budget
- * would not do; -ENOMEM;
+/* A new, empty sequence with KV pages and all other memory of steps reserved for `reserve_tokens`
+ * positions (capped at the context); unused prefixes give way. It may pool. -EAGAIN: not now, pages
+ * are out; -ENOSPC: the whole budget would not do; -ENOMEM;
  * -EINVAL: the model was loaded for other kernels, or has sequences in another engine. */
 int sequence_new(struct engine *engine, struct model *model, uint32_t reserve_tokens,
                  struct sequence **ret_sequence);
@@ -144,6 +144,7 @@ struct sequence_start {
     uint32_t reserve_tokens;    /* as for sequence_new() */
     uint32_t most_tokens;       /* it may grow to: -ENOSPC when the whole budget would not do */
     bool share;                 /* look for the ids' prefix, and let others have what it computes */
+    bool pools;                 /* its steps may ask for ROW_POOLED */
     uint32_t owner;             /* with whom it shares: a uid, or one number for all */
     struct kv_account *account; /* who pays for its pages; NULL: nobody */
     const int32_t *ids;         /* what it will be fed first, not longer than the reservation; only
@@ -166,8 +167,8 @@ int sequence_begin(struct engine *engine, struct model *model, const struct sequ
 /* The tile is there, or never will be: sequence_begin() has something new to say. While the model
  * lives. */
 bool prefix_wait_over(const struct prefix_wait *wait);
-/* Pages for n_tokens positions in all (capped at the context). -EAGAIN, -ENOSPC, -ENOMEM: it is
- * as it was. */
+/* Pages, and what else steps need, for n_tokens positions in all (capped at the context). -EAGAIN,
+ * -ENOSPC, -ENOMEM: it is as it was. */
 int sequence_reserve(struct sequence *sequence, uint32_t n_tokens);
 /* Positions it has pages for, at most the context; and their bytes, shared ones included. */
 uint32_t sequence_room(const struct sequence *sequence);
@@ -209,18 +210,24 @@ struct step_row {
     /* Set by engine_step_end(): n_vocab logits (may be changed by the sampler) or n_embd floats,
      * valid until the model's next step; NULL for ROW_NOTHING. */
     float *ret_values;
+    /* Set by engine_step_begin(): why this row cannot take part, negative; 0: it could. */
+    int error;
 };
 
 /* Begins a step of one model. At most one step a model is open (-EBUSY); steps of different models
- * may be open at once. -EINVAL: a token outside the vocabulary, a sequence of another model, one
- * that would outgrow its reservation, ROW_POOLED after a chunk without it, more than
- * ENGINE_MAX_COLUMNS columns; -ENOMEM. Nothing has changed then. */
+ * may be open at once. -EINVAL: rows whose `error` says so (a token outside the vocabulary, a
+ * sequence of another model or twice, one that would outgrow its reservation, ROW_POOLED after a
+ * chunk without it or of one that does not pool), or, where none does, no row or more than
+ * ENGINE_MAX_ROWS, or more than ENGINE_MAX_COLUMNS columns. Nothing has changed then. Takes no
+ * memory: sequences brought what their steps need. */
 int engine_step_begin(struct engine *engine, struct model *model, struct step_row *rows,
                       uint32_t n_rows);
 /* Computes the next slice (a layer, at last the output): 1 when there is more, 0 when done. */
 int engine_step_slice(struct engine *engine, struct model *model);
 /* Ends it: sequences have grown by their rows, ret_values are set. */
 void engine_step_end(struct engine *engine, struct model *model);
+/* Gives up an open step wherever it is. Its sequences are only good for freeing then. */
+void engine_step_abandon(struct engine *engine, struct model *model);
 
 struct engine_step_stats {
     uint64_t steps, columns, rows;

@@ -43,7 +43,8 @@ struct sequence {
     uint32_t n_shared_done;     /* of these, computed */
     bool in_step;
     uint32_t pooled_length; /* positions that `pooled` sums */
-    float *pooled;          /* n_embd; NULL until ROW_POOLED was asked of it */
+    bool pools;
+    float *pooled; /* n_embd; NULL until it was one that pools */
 };
 
 /* Cosines and sines of the positions seen so far: n_rot / 2 of each a position. */
@@ -82,8 +83,10 @@ struct plan;
 /* What a loaded model is asked for, from its plan and its weights: the last step of a load. */
 int model_derive(struct model *model, const struct plan *plan, struct fault *ret_fault);
 
-/* Makes the table reach n_positions (at most the context). -ENOMEM. */
-int rope_reach(struct model *model, uint32_t n_positions);
+/* Room in the table for n_positions (at most the context). -ENOMEM. */
+int rope_reserve(struct model *model, uint32_t n_positions);
+/* Makes the table reach n_positions, for which there is room. */
+void rope_reach(struct model *model, uint32_t n_positions);
 static inline const float *rope_cosines(const struct model *model, uint32_t position)
 {
     return model->rope.values + (size_t)position * model->hparams.n_rot;

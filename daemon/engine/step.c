@@ -333,13 +333,14 @@ static void step_carve(struct step *step, struct carve *c)
     step->logits = carve(c, (uint64_t)ENGINE_MAX_ROWS * step->logits_stride, sizeof(float));
 }
 
-static int step_map(struct step *step)
+static int step_map(struct step *step, struct model *model)
 {
     struct carve c = {0};
     void *memory;
 
     if (step->memory)
         return 0;
+    step->model = model;
     step_carve(step, &c);
     memory = mmap(NULL, c.used, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                   -1, 0);
@@ -359,30 +360,6 @@ void step_done(struct step *step)
     step->memory = NULL;
 }
 
-/* Whether a row may take part; what it needs beside pages is made here. */
-static int row_check(const struct engine *engine, const struct model *model,
-                     const struct step_row *row)
-{
-    struct sequence *sequence = row->sequence;
-
-    if (!sequence || sequence->model != model || sequence->engine != engine || sequence->in_step)
-        return -EINVAL;
-    if (row->n_tokens == 0 || row->n_tokens > sequence->reserved_tokens - sequence->length)
-        return -EINVAL;
-    for (uint32_t i = 0; i < row->n_tokens; i++)
-        if (row->tokens[i] < 0 || (uint32_t)row->tokens[i] >= model->hparams.n_vocab)
-            return -EINVAL;
-    if (row->wants == ROW_POOLED) {
-        if (sequence->pooled_length != sequence->length)
-            return -EINVAL;
-        if (!sequence->pooled)
-            sequence->pooled = malloc(model->hparams.n_embd * sizeof(float));
-        if (!sequence->pooled)
-            return -ENOMEM;
-    }
-    return 0;
-}
-
 /* Attention's scratch for the longest row, a block a thread. */
 static int scratch_reach(struct engine *engine, const struct model *model, uint32_t n_positions)
 {
@@ -400,6 +377,65 @@ static int scratch_reach(struct engine *engine, const struct model *model, uint3
     engine->scratch = scratch;
     engine->scratch_bytes = bytes;
     return 0;
+}
+
+int step_reserve(struct engine *engine, struct model *model, uint32_t n_positions)
+{
+    int r = step_map(&model->step, model);
+
+    if (r == 0)
+        r = rope_reserve(model, n_positions);
+    if (r == 0)
+        r = scratch_reach(engine, model, n_positions);
+    return r;
+}
+
+/* Whether a row may take part: 0 or -EINVAL. */
+static int row_check(const struct engine *engine, const struct model *model,
+                     const struct step_row *row)
+{
+    const struct sequence *sequence = row->sequence;
+
+    if (!sequence || sequence->model != model || sequence->engine != engine || sequence->in_step)
+        return -EINVAL;
+    if (row->n_tokens == 0 || row->n_tokens > sequence->reserved_tokens - sequence->length)
+        return -EINVAL;
+    for (uint32_t i = 0; i < row->n_tokens; i++)
+        if (row->tokens[i] < 0 || (uint32_t)row->tokens[i] >= model->hparams.n_vocab)
+            return -EINVAL;
+    if (row->wants == ROW_POOLED &&
+        (!sequence->pools || sequence->pooled_length != sequence->length))
+        return -EINVAL;
+    return 0;
+}
+
+/* Looks at all rows, whatever is found: columns and the longest reach of those that are good.
+ * -EINVAL: some are not. */
+static int rows_check(const struct engine *engine, const struct model *model, struct step_row *rows,
+                      uint32_t n_rows, uint64_t *ret_n_columns, uint32_t *ret_n_positions)
+{
+    uint64_t n_columns = 0;
+    uint32_t n_positions = 0;
+    int r = 0;
+
+    for (uint32_t i = 0; i < n_rows; i++) {
+        struct step_row *row = &rows[i];
+
+        row->error = row_check(engine, model, row);
+        if (row->error < 0) {
+            r = row->error;
+            continue;
+        }
+        row->sequence->in_step = true; /* a second row of it is refused */
+        n_columns += row->n_tokens;
+        n_positions = MAX(n_positions, row->sequence->length + row->n_tokens);
+    }
+    for (uint32_t i = 0; i < n_rows; i++)
+        if (rows[i].error == 0)
+            rows[i].sequence->in_step = false;
+    *ret_n_columns = n_columns;
+    *ret_n_positions = n_positions;
+    return r;
 }
 
 /* Whether the team is of use: barriers are far enough apart, in expected time, and rows are not so
@@ -444,36 +480,21 @@ int engine_step_begin(struct engine *engine, struct model *model, struct step_ro
                       uint32_t n_rows)
 {
     struct step *step = &model->step;
-    uint64_t n_columns = 0;
-    uint32_t n_positions = 0, checked;
-    int r = 0;
+    uint64_t n_columns;
+    uint32_t n_positions;
+    int r;
 
     if (step->open)
         return -EBUSY;
     if (n_rows == 0 || n_rows > ENGINE_MAX_ROWS)
         return -EINVAL;
-    for (checked = 0; checked < n_rows && r == 0; checked++) {
-        r = row_check(engine, model, &rows[checked]);
-        if (r < 0)
-            break;
-        rows[checked].sequence->in_step = true; /* a second row of it is refused */
-        n_columns += rows[checked].n_tokens;
-        n_positions = MAX(n_positions, rows[checked].sequence->length + rows[checked].n_tokens);
-    }
-    for (uint32_t i = 0; i < checked; i++)
-        rows[i].sequence->in_step = false;
-    if (r == 0 && n_columns > ENGINE_MAX_COLUMNS)
-        r = -EINVAL;
-    if (r == 0)
-        r = rope_reach(model, n_positions);
-    if (r == 0)
-        r = scratch_reach(engine, model, n_positions);
-    step->model = model;
-    step->engine = engine;
-    if (r == 0)
-        r = step_map(step);
+    r = rows_check(engine, model, rows, n_rows, &n_columns, &n_positions);
     if (r < 0)
         return r;
+    if (n_columns > ENGINE_MAX_COLUMNS)
+        return -EINVAL;
+    rope_reach(model, n_positions);
+    step->engine = engine;
     step->rows = rows;
     step->n_rows = n_rows;
     step->stage = 0;
@@ -541,6 +562,16 @@ void engine_step_end(struct engine *engine, struct model *model)
     model->stats.steps++;
     model->stats.rows += step->n_rows;
     model->stats.columns += step->n_begun;
+    step->open = false;
+}
+
+void engine_step_abandon(struct engine *engine, struct model *model)
+{
+    struct step *step = &model->step;
+
+    assert(step->open && step->engine == engine);
+    for (uint32_t r = 0; r < step->n_rows; r++)
+        step->rows[r].sequence->in_step = false;
     step->open = false;
 }
 

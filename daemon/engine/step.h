@@ -32,7 +32,7 @@ struct step {
     uint32_t n_begun;   /* columns it began with */
     struct column columns[ENGINE_MAX_COLUMNS];
 
-    /* Activations for ENGINE_MAX_COLUMNS columns, one mapping made with the first step, touched
+    /* Activations for ENGINE_MAX_COLUMNS columns, one mapping made with the first sequence, touched
      * as far as steps are wide. */
     uint8_t *memory;
     size_t memory_bytes;
@@ -70,6 +70,9 @@ void step_project_attention(struct step *step, const struct tensor *projection);
 void step_feed_forward(struct step *step, const struct tensor *gate, const struct tensor *up,
                        const struct tensor *down);
 
+/* Memory for steps of the model on the engine whose rows end at n_positions at most, kept for all
+ * that follow: activations, attention's scratch, room in the rotary table. -ENOMEM. */
+int step_reserve(struct engine *engine, struct model *model, uint32_t n_positions);
 /* Unmaps the activations. */
 void step_done(struct step *step);
 

@@ -856,6 +856,11 @@ void batcher_abandon(struct batcher *batcher, struct lane *lane)
     end_step(batcher, lane);
 }
 
+void batcher_room_came(struct batcher *batcher)
+{
+    unstarve(batcher);
+}
+
 struct job *batcher_expired(struct batcher *batcher, uint64_t now_us)
 {
     const struct deadlines *deadlines = &batcher->deadlines;

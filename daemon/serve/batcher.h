@@ -153,6 +153,8 @@ void batcher_charge(struct batcher *batcher, struct lane *lane, uint64_t us);
 void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us);
 /* The step came to nothing: its jobs have computed nothing, and nothing is learnt from it. */
 void batcher_abandon(struct batcher *batcher, struct lane *lane);
+/* KV memory has come free by something else than a job: lanes that found none look again. */
+void batcher_room_came(struct batcher *batcher);
 
 /* Part of what is foreseen that a deadline is given beyond: what was measured need not hold. */
 #define FORESEEN_SLACK 4u

@@ -405,6 +405,7 @@ int pressure_begin(struct pressure *pressure, struct request *request, struct mo
         .most_tokens = most,
         /* An embedding is the mean of all hidden states: it has to compute them. */
         .share = pressure->options.prefix_cache && request->kind == REQUEST_COMPLETE,
+        .pools = request->kind == REQUEST_EMBED,
         .owner = pressure->options.share_with_all ? 0 : request->job.uid,
         .ids = request->ids,
         .n_ids = request->n_ids,

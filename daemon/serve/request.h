@@ -66,8 +66,8 @@ struct request {
     struct request *model_previous, *model_next; /* those that wait for the model, or that stand */
     struct request *line_previous, *line_next;   /* the client's whose answers go in order */
     bool in_line;
-    struct account_entry *account;               /* the uid's */
-    struct model_entry *model;                   /* counted in its in_use; NULL: none now */
+    struct account_entry *account; /* the uid's */
+    struct model_entry *model;     /* counted in its in_use; NULL: none now */
     enum request_kind kind;
     enum request_stage stage;
     bool cancelled;         /* its client asked for the end, or is gone */
@@ -102,6 +102,7 @@ struct request {
     struct request *text_next, *text_last, *text_next_user;
 
     /* The engine thread's while lent. */
+    struct request *lent_previous, *lent_next; /* all that are lent */
     struct job job;
     struct sequence *sequence;
     struct prefix_wait prefix_wait; /* while held: for what */

@@ -38,8 +38,13 @@ enum message_kind {
 };
 
 struct runner_model {
-    struct model *model;
+    /* Reactor's throughout. */
+    struct runner *runner;
+    struct runner_model *previous, *next; /* all that are not freed */
     void *subject;
+    /* Read by both. */
+    struct model *model;
+    /* The engine thread's until RUNNER_REMOVED. */
     struct lane *lane;
     uint32_t context_tokens; /* its own, or what the KV budget gives */
     struct step_row *rows;   /* max_batch of them, for the open step */
@@ -47,6 +52,10 @@ struct runner_model {
     uint64_t weight_passes;  /* counted so far */
     uint32_t n_requests;     /* lent and not ended, parked and flushing ones included */
     bool removing;
+    bool warming;                    /* RUNNER_WARMED is still to come */
+    struct runner_model *warms_next; /* its turn to warm comes after this one's */
+    struct step_row warm_row;        /* of its first step, while that is open */
+    int32_t warm_id;
     char error[FAULT_TEXT_BYTES];
 };
 
@@ -59,8 +68,14 @@ struct runner {
     struct outbox *outbox;
     struct sampler_scratch *scratch;
     pthread_t thread;
+    struct runner_model *models; /* the reactor's */
     bool stopping;
     uint32_t n_requests;
+    struct request *lent; /* so many, in no order */
+    /* Models whose first step is to be computed, one after the other; and how much more of the
+     * engine's time they have had than others' steps, since anybody waits for either. */
+    struct runner_model *warming;
+    uint64_t warm_ahead_us;
     _Atomic uint64_t beat;
     _Atomic bool idle;
 
@@ -120,14 +135,15 @@ int runner_add_model(struct runner *runner, struct model *model, void *subject,
 
     if (!rm)
         return -ENOMEM;
+    rm->runner = runner;
     rm->model = model;
     rm->subject = subject;
     rm->rows = calloc(runner->options.max_batch, sizeof(*rm->rows));
-    if (!rm->rows) {
-        free(rm);
-        return -ENOMEM;
-    }
-    r = send_message(runner, MESSAGE_ADD_MODEL, rm, 0);
+    rm->next = runner->models;
+    if (rm->next)
+        rm->next->previous = rm;
+    runner->models = rm;
+    r = rm->rows ? send_message(runner, MESSAGE_ADD_MODEL, rm, 0) : -ENOMEM;
     if (r < 0) {
         runner_model_free(rm);
         return r;
@@ -146,11 +162,6 @@ void *runner_model_subject(const struct runner_model *model)
     return model->subject;
 }
 
-struct model *runner_model_model(const struct runner_model *model)
-{
-    return model->model;
-}
-
 const char *runner_model_error(const struct runner_model *model)
 {
     return model->error[0] ? model->error : NULL;
@@ -160,6 +171,12 @@ struct runner_model *runner_model_free(struct runner_model *model)
 {
     if (!model)
         return NULL;
+    if (model->previous)
+        model->previous->next = model->next;
+    else
+        model->runner->models = model->next;
+    if (model->next)
+        model->next->previous = model->previous;
     free(model->rows);
     free(model);
     return NULL;
@@ -278,11 +295,29 @@ static void set_busy(struct runner *runner, bool busy, uint64_t now)
 
 /* ---- requests ---- */
 
+static void take_over(struct runner *runner, struct request *request)
+{
+    request->handed_back = false;
+    request->lent_previous = NULL;
+    request->lent_next = runner->lent;
+    if (runner->lent)
+        runner->lent->lent_previous = request;
+    runner->lent = request;
+    runner->n_requests++;
+    request->runner_model->n_requests++;
+}
+
 /* The request is the reactor's from here on. */
 static void hand_back(struct runner *runner, struct request *request, enum runner_event event)
 {
     pressure_unpark(runner->pressure, request);
     request->handed_back = true;
+    if (request->lent_previous)
+        request->lent_previous->lent_next = request->lent_next;
+    else
+        runner->lent = request->lent_next;
+    if (request->lent_next)
+        request->lent_next->lent_previous = request->lent_previous;
     request->runner_model->n_requests--;
     runner->n_requests--;
     outbox_note(runner->outbox, event, request);
@@ -436,9 +471,7 @@ static void take_submit(struct runner *runner, struct request *request)
     struct job *job = &request->job;
     int r;
 
-    request->handed_back = false;
-    runner->n_requests++;
-    request->runner_model->n_requests++;
+    take_over(runner, request);
     set_job(runner, request);
     r = job->lane ? batcher_add(runner->batcher, job, now_us(runner)) : -ENOMEM;
     if (r < 0) {
@@ -457,7 +490,6 @@ static void take_cancel(struct runner *runner, struct request *request, enum wir
         request_fail(request, why, "the daemon is shutting down, or its model is unloaded");
     else if (request->reason != END_ERROR)
         request->reason = END_CANCELLED;
-    metrics_add(runner->options.metrics, M_CANCELLED, 1);
     if (request->ended)
         pump(runner, request); /* text that still waited for credit is not wanted any more */
     else if (request->job.chunk == 0)
@@ -481,42 +513,6 @@ static void take_unpark(struct runner *runner, struct request *request)
 
 /* ---- models ---- */
 
-/* One token through the model: touches every weight once and shows that it computes. */
-static int warm_model(struct runner *runner, struct runner_model *rm)
-{
-    int32_t bos = tokenizer_bos(model_tokenizer(rm->model)), token = bos >= 0 ? bos : 0;
-    struct step_row row = {.tokens = &token, .n_tokens = 1, .wants = ROW_LOGITS};
-    int r = sequence_new(runner->engine, rm->model, 1, &row.sequence);
-
-    if (r == -EAGAIN)
-        return 0; /* KV memory is all in use: the first request shows it */
-    if (r < 0)
-        return r;
-    r = engine_step_begin(runner->engine, rm->model, &row, 1);
-    if (r == 0) {
-        while (engine_step_slice(runner->engine, rm->model) > 0)
-            ;
-        engine_step_end(runner->engine, rm->model);
-    }
-    sequence_free(row.sequence);
-    return r;
-}
-
-static void take_add_model(struct runner *runner, struct runner_model *rm)
-{
-    int r = lane_new(runner->batcher, rm, &rm->lane);
-
-    rm->context_tokens = engine_context_tokens(runner->engine, rm->model);
-    if (r == 0)
-        r = warm_model(runner, rm);
-    if (r == -ENOSPC)
-        snprintf(rm->error, sizeof(rm->error),
-                 "one page of its KV cache is larger than engine.kv_budget; raise the budget");
-    else if (r < 0)
-        snprintf(rm->error, sizeof(rm->error), "its first step failed: %s", strerror(-r));
-    outbox_note(runner->outbox, RUNNER_WARMED, rm);
-}
-
 static void remove_if_empty(struct runner *runner, struct runner_model *rm)
 {
     if (!rm->removing || rm->n_requests > 0 || (rm->lane && lane_step_open(rm->lane)))
@@ -525,6 +521,88 @@ static void remove_if_empty(struct runner *runner, struct runner_model *rm)
     engine_forget_prefixes(runner->engine, rm->model);
     rm->removing = false;
     outbox_note(runner->outbox, RUNNER_REMOVED, rm);
+}
+
+/* Its first step is over, or there will be none; and so it is with the memory it had. */
+static void warm_end(struct runner *runner, struct runner_model *rm, int r)
+{
+    struct runner_model **at = &runner->warming;
+
+    while (*at != rm)
+        at = &(*at)->warms_next;
+    *at = rm->warms_next;
+    rm->warming = false;
+    if (rm->warm_row.sequence) {
+        rm->warm_row.sequence = sequence_free(rm->warm_row.sequence);
+        batcher_room_came(runner->batcher);
+    }
+    if (r == -ENOSPC)
+        snprintf(rm->error, sizeof(rm->error),
+                 "one page of its KV cache is larger than engine.kv_budget; raise the budget");
+    else if (r < 0)
+        snprintf(rm->error, sizeof(rm->error), "its first step failed: %s", strerror(-r));
+    outbox_note(runner->outbox, RUNNER_WARMED, rm);
+}
+
+/* Nobody wants its first step any more. */
+static void warm_abandon(struct runner *runner, struct runner_model *rm)
+{
+    if (rm->warm_row.sequence)
+        engine_step_abandon(runner->engine, rm->model);
+    warm_end(runner, rm, 0);
+}
+
+/* One token through the model: touches every weight once and shows that it computes. Where there is
+ * no memory for that, warm_end() has been called. */
+static bool warm_begin(struct runner *runner, struct runner_model *rm)
+{
+    int32_t bos = tokenizer_bos(model_tokenizer(rm->model));
+    int r;
+
+    rm->warm_id = bos >= 0 ? bos : 0;
+    rm->warm_row = (struct step_row){.tokens = &rm->warm_id, .n_tokens = 1, .wants = ROW_LOGITS};
+    r = sequence_new(runner->engine, rm->model, 1, &rm->warm_row.sequence);
+    if (r == 0)
+        r = engine_step_begin(runner->engine, rm->model, &rm->warm_row, 1);
+    if (r < 0) /* -EAGAIN: KV memory is all in use, and the first request shows it */
+        warm_end(runner, rm, r == -EAGAIN ? 0 : r);
+    return r == 0;
+}
+
+/* The next slice of the first step of the model whose turn it is. */
+static void warm(struct runner *runner, uint64_t now)
+{
+    struct runner_model *rm = runner->warming;
+
+    if (!rm->warm_row.sequence && !warm_begin(runner, rm))
+        return;
+    if (engine_step_slice(runner->engine, rm->model) == 0) {
+        engine_step_end(runner->engine, rm->model);
+        warm_end(runner, rm, 0);
+    }
+    runner->warm_ahead_us += now_us(runner) - now;
+}
+
+static void take_add_model(struct runner *runner, struct runner_model *rm)
+{
+    struct runner_model **at = &runner->warming;
+    int r = lane_new(runner->batcher, rm, &rm->lane);
+
+    rm->context_tokens = engine_context_tokens(runner->engine, rm->model);
+    while (*at)
+        at = &(*at)->warms_next;
+    *at = rm;
+    rm->warming = true;
+    if (r < 0)
+        warm_end(runner, rm, r);
+}
+
+static void take_remove_model(struct runner *runner, struct runner_model *rm)
+{
+    if (rm->warming)
+        warm_abandon(runner, rm);
+    rm->removing = true;
+    remove_if_empty(runner, rm);
 }
 
 /* ---- steps ---- */
@@ -562,15 +640,22 @@ static void fill_rows(struct runner_model *rm, const struct batch *batch, uint64
     *ret_n_again = n_again;
 }
 
-/* The engine has no memory for the step: its requests end, the others go on. */
+/* The engine does not take the step: the requests that it says are why end, and the others are in
+ * the next. */
 static void fail_step(struct runner *runner, struct runner_model *rm, const struct batch *batch,
                       int error)
 {
+    bool named = false;
+
     batcher_abandon(runner->batcher, rm->lane);
+    for (uint32_t i = 0; i < batch->n_jobs; i++)
+        named |= rm->rows[i].error < 0;
     for (uint32_t i = 0; i < batch->n_jobs; i++) {
         struct request *request = job_request(batch->jobs[i]);
-        request_fail(request, error == -ENOMEM ? CODE_NO_MEMORY : CODE_INTERNAL,
-                     "the engine could not begin a step: %s", strerror(-error));
+        if (named && rm->rows[i].error == 0)
+            continue;
+        request_fail(request, CODE_INTERNAL, "the engine could not begin a step: %s",
+                     strerror(-error));
         finish(runner, request);
     }
     remove_if_empty(runner, rm);
@@ -766,6 +851,7 @@ static void work(struct runner *runner, struct lane *lane, uint64_t now)
     more = engine_step_slice(runner->engine, rm->model) > 0;
     end = now_us(runner);
     batcher_charge(runner->batcher, lane, end - now);
+    runner->warm_ahead_us -= MIN(runner->warm_ahead_us, end - now);
     rm->step_us += end - now;
     if (!more)
         end_step(runner, rm, batcher_batch(lane));
@@ -802,10 +888,7 @@ static void take_inbox(struct runner *runner)
         case MESSAGE_CANCEL:
         case MESSAGE_UNPARK: take_about(runner, &messages[i]); break;
         case MESSAGE_ADD_MODEL: take_add_model(runner, subject); break;
-        case MESSAGE_REMOVE_MODEL:
-            ((struct runner_model *)subject)->removing = true;
-            remove_if_empty(runner, subject);
-            break;
+        case MESSAGE_REMOVE_MODEL: take_remove_model(runner, subject); break;
         case MESSAGE_STOP: runner->stopping = true; break;
         }
     }
@@ -844,9 +927,15 @@ static void *runner_main(void *argument)
         refuse_and_expire(runner, now);
         sleep_us = put_to_sleep(runner, now);
         lane = batcher_pick(runner->batcher, now, &wake_us);
-        if (lane) {
+        if (!lane)
+            runner->warm_ahead_us = 0;
+        if (lane || runner->warming) {
             set_busy(runner, true, now);
-            work(runner, lane, now);
+            /* Who warms has half of the time while others have work. */
+            if (runner->warming && runner->warm_ahead_us == 0)
+                warm(runner, now);
+            else
+                work(runner, lane, now);
             outbox_flush(runner->outbox);
         } else {
             bool flushed;
@@ -950,12 +1039,38 @@ int runner_new(const struct runner_options *options, struct runner **ret_runner,
     return 0;
 }
 
+/* The thread is gone, wherever it was: nothing is computed any more, and nobody holds anything. */
+static void end_all(struct runner *runner)
+{
+    while (runner->warming)
+        warm_abandon(runner, runner->warming);
+    for (struct runner_model *rm = runner->models; rm; rm = rm->next)
+        if (rm->lane && lane_step_open(rm->lane)) {
+            engine_step_abandon(runner->engine, rm->model);
+            batcher_abandon(runner->batcher, rm->lane);
+        }
+    while (runner->lent)
+        take_cancel(runner, runner->lent, CODE_SHUTTING_DOWN);
+    while (runner->models) {
+        struct runner_model *rm = runner->models;
+
+        rm->lane = lane_free(rm->lane);
+        engine_forget_prefixes(runner->engine, rm->model);
+        runner_model_free(rm);
+    }
+}
+
 struct runner *runner_free(struct runner *runner)
 {
+    int r;
+
     if (!runner)
         return NULL;
-    send_message(runner, MESSAGE_STOP, NULL, 0);
+    r = send_message(runner, MESSAGE_STOP, NULL, 0);
+    assert(r == 0); /* the inbox has room for it */
+    (void)r;
     pthread_join(runner->thread, NULL);
+    end_all(runner);
     runner_done(runner);
     return NULL;
 }

@@ -47,20 +47,21 @@ struct runner_options {
 /* Makes the engine and starts the thread. */
 int runner_new(const struct runner_options *options, struct runner **ret_runner,
                struct fault *ret_fault);
-/* Ends the thread. Requests still lent are ended first and stay the caller's. Returns NULL. */
+/* Ends the thread, whatever it is at. Requests still lent are ended (CODE_SHUTTING_DOWN) and stay
+ * the caller's, without an event; the runner_models there are go with it. Returns NULL. */
 struct runner *runner_free(struct runner *runner);
 struct outbox *runner_outbox(const struct runner *runner);
 /* Moves whenever the thread does something; `ret_idle`: it has nothing to do and may stand still.
  */
 uint64_t runner_beat(const struct runner *runner, bool *ret_idle);
 
-/* Takes a loaded model over and runs one token through it; RUNNER_WARMED says how that went. */
+/* Takes a loaded model over and runs one token through it, in slices between which others' steps go
+ * on; RUNNER_WARMED says how that went. */
 int runner_add_model(struct runner *runner, struct model *model, void *subject,
                      struct runner_model **ret_model);
-/* Lets it go once its last request has ended: RUNNER_REMOVED. */
+/* Lets it go once its last request has ended: RUNNER_REMOVED, after RUNNER_WARMED. */
 int runner_remove_model(struct runner *runner, struct runner_model *model);
 void *runner_model_subject(const struct runner_model *model);
-struct model *runner_model_model(const struct runner_model *model);
 /* NULL: the warm-up step went well. Read after RUNNER_WARMED. */
 const char *runner_model_error(const struct runner_model *model);
 /* After RUNNER_REMOVED; the model itself stays the caller's. Returns NULL. */

@@ -158,6 +158,7 @@ static void count_ending(struct service *service, const struct request *request)
 
     metrics_add(metrics, request->reason == END_ERROR ? M_GENERATIONS_FAILED : M_GENERATIONS_DONE,
                 1);
+    metrics_add(metrics, M_CANCELLED, request->reason == END_CANCELLED);
     metrics_observe_us(metrics, M_LATENCY, now - request->received_us);
     if (request->first_token_us)
         metrics_observe_us(metrics, M_FIRST_TOKEN, request->first_token_us - request->received_us);
@@ -557,7 +558,6 @@ static void cancel(struct service *service, struct request *request)
         }
         service_remove_request(service, request);
     } else if (request->stage == STAGE_ASLEEP) {
-        metrics_add(service->options.metrics, M_CANCELLED, 1);
         request->reason = END_CANCELLED;
         asleep_end(service, request);
     }
@@ -596,6 +596,8 @@ void service_peer_gone(struct service *service, struct peer *peer)
         /* From here on it has no peer; the key still names the old one, so it leaves the table. */
         if (request->stage == STAGE_LOADING || request->stage == STAGE_STANDING ||
             request->stage == STAGE_ANSWERED) {
+            if (request->stage == STAGE_LOADING && !request_is_order(request->kind))
+                metrics_add(service->options.metrics, M_CANCELLED, 1);
             service_remove_request(service, request);
             continue;
         }

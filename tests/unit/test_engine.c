@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "tests/support/alloc_fail.h"
 #include "tests/support/engine_run.h"
 #include "tests/support/gguf_make.h"
 
@@ -490,6 +491,87 @@ Test(engine, refused_steps_leave_nothing_changed)
     sequence_free(good.sequence);
     sequence_free(other);
     bed_done(&guest);
+    bed_done(&bed);
+}
+
+/* Each row that is at fault says so, and none that is not. */
+Test(engine, a_refused_step_names_its_bad_rows)
+{
+    int32_t ids[4] = {1, 2, 3, 4}, bad_ids[2] = {5, -1};
+    struct step_row rows[5];
+    struct bed bed;
+
+    bed_scalar(&bed);
+    for (uint32_t i = 0; i < 5; i++)
+        rows[i] = (struct step_row){.sequence = test_sequence(bed.engine, bed.model, 4),
+                                    .tokens = ids,
+                                    .n_tokens = 2,
+                                    .wants = ROW_LOGITS};
+    rows[1].tokens = bad_ids;
+    rows[3].n_tokens = 5;
+    cr_expect_eq(engine_step_begin(bed.engine, bed.model, rows, 5), -EINVAL);
+    for (uint32_t i = 0; i < 5; i++)
+        cr_expect_eq(rows[i].error, i % 2 ? -EINVAL : 0, "row %u: %d", i, rows[i].error);
+    sequence_free(rows[1].sequence);
+    sequence_free(rows[3].sequence);
+    rows[1] = rows[4];
+    test_step(bed.engine, bed.model, rows, 3);
+    for (uint32_t i = 0; i < 3; i++)
+        sequence_free(rows[i].sequence);
+    bed_done(&bed);
+}
+
+/* Memory that a step needs comes with its sequences: where there is none, they do not begin or do
+ * not grow, and what had begun goes on. */
+Test(engine, a_step_takes_no_memory)
+{
+    struct step_row rows[2] = {{.n_tokens = 1, .wants = ROW_LOGITS},
+                               {.n_tokens = 1, .wants = ROW_POOLED}};
+    struct model_plan plan = tiny_model_plan();
+    struct engine_kv_stats kv;
+    int32_t id = 7;
+    struct bed bed;
+    unsigned n;
+    int r;
+
+    plan.context = 2048;
+    bed_make(&bed, test_kernels("scalar"), &plan, 1);
+    for (uint32_t i = 0; i < 2; i++) {
+        n = 0;
+        do {
+            alloc_fail_at(++n);
+            r = sequence_new(bed.engine, bed.model, 16, &rows[i].sequence);
+            cr_assert(r == 0 || r == -ENOMEM);
+            engine_kv_stats(bed.engine, &kv);
+            cr_expect_eq(kv.sequences, i + (r == 0));
+        } while (alloc_fail_done());
+        cr_expect_eq(r, 0);
+        cr_expect_gt(n, 2, "%u failures", n - 1);
+        rows[i].tokens = &id;
+    }
+    for (uint32_t at = 0; at < 2000; at++) {
+        for (uint32_t i = 0; i < 2; i++) {
+            n = 0;
+            do {
+                alloc_fail_at(++n);
+                r = sequence_reserve(rows[i].sequence, at + 1);
+                cr_assert(r == 0 || r == -ENOMEM);
+            } while (alloc_fail_done());
+            cr_expect_eq(r, 0);
+        }
+        alloc_fail_at(1);
+        r = engine_step_begin(bed.engine, bed.model, rows, 2);
+        cr_assert_eq(r, 0, "at %u", at);
+        while (at % 97 == 0 && engine_step_slice(bed.engine, bed.model) > 0)
+            ;
+        if (at % 97 == 0)
+            engine_step_end(bed.engine, bed.model);
+        else
+            engine_step_abandon(bed.engine, bed.model);
+        cr_expect_not(alloc_fail_done());
+    }
+    for (uint32_t i = 0; i < 2; i++)
+        sequence_free(rows[i].sequence);
     bed_done(&bed);
 }
 
