@@ -85,71 +85,78 @@ static void on_reply(void *userdata, const struct hearth_reply *reply)
     }
 }
 
-int daemon_counters(const char *socket_path, struct daemon_counters *ret, char ret_message[320])
+/* What came of a request: of `id`, once it was sent (0). */
+static int finish(struct hearth *hearth, int sent, const uint64_t *id, const struct answer *answer)
 {
-    struct answer answer = {.counters = ret, .message = ret_message};
+    int r = sent < 0 ? sent : hearth_finish(hearth, *id, ANSWER_US);
+
+    return r < 0 ? r : answer->error;
+}
+
+/* Requests on a connection, about a model or not. */
+typedef int (*dialogue_fn)(struct hearth *hearth, const char *model, struct answer *answer);
+
+static int ask(const char *socket_path, dialogue_fn dialogue, const char *model,
+               struct answer *answer)
+{
     struct hearth *hearth;
-    uint64_t id = 0;
-    int r = connect_to(socket_path, &hearth, ret_message);
+    int r = connect_to(socket_path, &hearth, answer->message);
 
     if (r < 0)
         return r;
-    *ret = (struct daemon_counters){-1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
-    r = hearth_metrics(hearth, NULL, on_reply, &answer, &id);
-    if (r == 0)
-        r = hearth_finish(hearth, id, ANSWER_US);
+    r = dialogue(hearth, model, answer);
     hearth_free(hearth);
-    return r < 0 ? r : answer.error;
+    return r;
+}
+
+static int counters(struct hearth *hearth, const char *model, struct answer *answer)
+{
+    uint64_t id = 0;
+
+    (void)model;
+    return finish(hearth, hearth_metrics(hearth, NULL, on_reply, answer, &id), &id, answer);
+}
+
+int daemon_counters(const char *socket_path, struct daemon_counters *ret, char ret_message[320])
+{
+    struct answer answer = {.counters = ret, .message = ret_message};
+
+    *ret = (struct daemon_counters){-1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+    return ask(socket_path, counters, NULL, &answer);
+}
+
+static int warm(struct hearth *hearth, const char *model, struct answer *answer)
+{
+    uint64_t id = 0;
+
+    return finish(hearth, hearth_warm(hearth, model, true, on_reply, answer, &id), &id, answer);
 }
 
 int daemon_warm(const char *socket_path, const char *model, char ret_message[320])
 {
-    struct answer answer = {.message = ret_message};
-    struct hearth *hearth;
-    uint64_t id = 0;
-    int r = connect_to(socket_path, &hearth, ret_message);
-
-    if (r < 0)
-        return r;
-    r = hearth_warm(hearth, model, true, on_reply, &answer, &id);
-    if (r == 0)
-        r = hearth_finish(hearth, id, ANSWER_US);
-    hearth_free(hearth);
-    return r < 0 ? r : answer.error;
+    return ask(socket_path, warm, model, &(struct answer){.message = ret_message});
 }
 
-static int ask_until_cold(struct hearth *hearth, const char *model, struct answer *answer)
+static int unload(struct hearth *hearth, const char *model, struct answer *answer)
 {
     uint64_t id = 0;
+    int r = finish(hearth, hearth_unload(hearth, model, on_reply, answer, &id), &id, answer);
 
-    for (int ms = 0; ms < COLD_LIMIT_MS; ms += 2) {
-        int r = hearth_models(hearth, model, on_reply, answer, &id);
-        if (r == 0)
-            r = hearth_finish(hearth, id, ANSWER_US);
-        if (r < 0 || answer->error < 0 || answer->cold)
+    for (int ms = 0; r == 0 && ms < COLD_LIMIT_MS; ms += 2) {
+        r = finish(hearth, hearth_models(hearth, model, on_reply, answer, &id), &id, answer);
+        if (r < 0 || answer->cold)
             return r;
         usleep(2000);
     }
+    if (r < 0)
+        return r;
     snprintf(answer->message, 320, "%s does not get cold", model);
     return -ETIMEDOUT;
 }
 
 int daemon_unload(const char *socket_path, const char *model, char ret_message[320])
 {
-    struct answer answer = {.message = ret_message};
-    struct hearth *hearth;
-    uint64_t id = 0;
-    int r = connect_to(socket_path, &hearth, ret_message);
-
-    if (r < 0)
-        return r;
-    r = hearth_unload(hearth, model, on_reply, &answer, &id);
-    if (r == 0)
-        r = hearth_finish(hearth, id, ANSWER_US);
-    if (r == 0 && answer.error == 0)
-        r = ask_until_cold(hearth, model, &answer);
-    hearth_free(hearth);
-    return r < 0 ? r : answer.error;
+    return ask(socket_path, unload, model, &(struct answer){.message = ret_message});
 }
 
 uint64_t daemon_rss_bytes(pid_t pid)

@@ -164,22 +164,6 @@ static int parse_command(int argc, char **argv, struct command *ret_command)
     return 0;
 }
 
-static int write_to_fd(void *userdata, const void *bytes, size_t len)
-{
-    const uint8_t *at = bytes;
-
-    while (len > 0) {
-        ssize_t n = write(*(int *)userdata, at, len);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        at += n;
-        len -= (size_t)n;
-    }
-    return 0;
-}
-
 /* Writes beside the file's name first, so that nobody meets half a model under it. */
 static int write_model(const struct command *command)
 {
@@ -197,7 +181,7 @@ static int write_model(const struct command *command)
         fprintf(stderr, "make-model: %s cannot be written: %s\n", part, strerror(-error));
         return error;
     }
-    error = model_make(&command->plan, write_to_fd, &fd, &fault);
+    error = model_make_to_fd(&command->plan, fd, &fault);
     if (close(fd) < 0 && !error)
         error = fault_set(&fault, -errno, "it cannot be closed: %s", strerror(errno));
     if (!error && rename(part, command->out) < 0)

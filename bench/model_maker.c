@@ -6,8 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 #include "bench/quantise.h"
+#include "bench/random.h"
 #include "lib/cleanup.h"
 
 /* Rows are gathered up to about this much before the sink sees them. */
@@ -374,16 +376,6 @@ static int write_header(const struct model_plan *plan, const struct made_tensor 
 
 /* ---- the data ---- */
 
-/* Steele, Lea and Flood's SplitMix64 (OOPSLA 2014): a counter and a mixing function. */
-static uint64_t random_next(uint64_t *state)
-{
-    uint64_t x = *state += 0x9e3779b97f4a7c15u;
-
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-    return x ^ x >> 31;
-}
-
 /* A row's own beginning: a row depends on seed, tensor and number alone. */
 static uint64_t random_begin(uint64_t seed, const char *tensor, uint64_t row)
 {
@@ -471,4 +463,25 @@ int model_make(const struct model_plan *plan, model_sink sink, void *userdata,
     if (error)
         return fault_set(ret_fault, error, "the model could not be made: %s", strerror(-error));
     return 0;
+}
+
+static int write_to_fd(void *userdata, const void *bytes, size_t len)
+{
+    const uint8_t *at = bytes;
+
+    while (len > 0) {
+        ssize_t n = write(*(int *)userdata, at, len);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        at += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+int model_make_to_fd(const struct model_plan *plan, int fd, struct fault *ret_fault)
+{
+    return model_make(plan, write_to_fd, &fd, ret_fault);
 }

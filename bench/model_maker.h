@@ -65,5 +65,7 @@ typedef int (*model_sink)(void *userdata, const void *bytes, size_t len);
  * blocks do not divide becomes Q8_0 or, where that does not fit either, F16. */
 int model_make(const struct model_plan *plan, model_sink sink, void *userdata,
                struct fault *ret_fault);
+/* The same into a file that is open for writing; it stays the caller's. */
+int model_make_to_fd(const struct model_plan *plan, int fd, struct fault *ret_fault);
 
 #endif

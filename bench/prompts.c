@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench/random.h"
 #include "lib/cleanup.h"
 #include "lib/hearth.h"
 
@@ -67,25 +68,15 @@ int prompts_file(struct prompts *prompts, const char *path, char ret_message[320
     return r;
 }
 
-static uint64_t next_random(uint64_t *state)
-{
-    /* splitmix64 (Steele, Lea, Flood 2014) */
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 /* Words of random letters: their first letters, and so their first tokens, differ. */
 static void make_candidate(uint64_t *state, char text[24])
 {
-    size_t len = 3 + next_random(state) % 10;
+    size_t len = 3 + random_next(state) % 10;
 
     for (size_t i = 0; i < len; i++)
-        text[i] = i > 1 && i + 1 < len && next_random(state) % 5 == 0
+        text[i] = i > 1 && i + 1 < len && random_next(state) % 5 == 0
                       ? ' '
-                      : (char)('a' + next_random(state) % 26);
+                      : (char)('a' + random_next(state) % 26);
     text[len] = 0;
 }
 
@@ -154,7 +145,7 @@ static void drop_doubles(struct prompts *prompts)
 static void shuffle(struct prompts *prompts, uint64_t *state)
 {
     for (size_t i = prompts->n; i > 1; i--) {
-        size_t j = next_random(state) % i;
+        size_t j = random_next(state) % i;
         char *swap = prompts->texts[i - 1];
         prompts->texts[i - 1] = prompts->texts[j];
         prompts->texts[j] = swap;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "bench/bench.h"
+#include "bench/random.h"
 #include "lib/cleanup.h"
 #include "lib/wire.h"
 
@@ -33,20 +34,11 @@ const char *trace_kind_name(enum trace_kind kind)
     return names[kind];
 }
 
-/* ---- chance: splitmix64 ---- */
-
-static uint64_t draw(uint64_t *state)
-{
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
+/* ---- chance ---- */
 
 static double draw_unit(uint64_t *state)
 {
-    return (double)(draw(state) >> 11) * 0x1p-53;
+    return (double)(random_next(state) >> 11) * 0x1p-53;
 }
 
 static uint32_t draw_below(uint64_t *state, uint32_t n)

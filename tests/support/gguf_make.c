@@ -46,29 +46,13 @@ int make_model_bytes(const struct model_plan *plan, uint8_t **ret_bytes, size_t 
     return 0;
 }
 
-static int write_all(void *userdata, const void *bytes, size_t len)
-{
-    const uint8_t *at = bytes;
-
-    while (len > 0) {
-        ssize_t n = write(*(int *)userdata, at, len);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        at += n;
-        len -= (size_t)n;
-    }
-    return 0;
-}
-
 int make_model_file(const struct model_plan *plan, const char *path, struct fault *ret_fault)
 {
     _cleanup_close_ int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 
     if (fd < 0)
         return fault_set(ret_fault, -errno, "%s cannot be written: %s", path, strerror(errno));
-    return model_make(plan, write_all, &fd, ret_fault);
+    return model_make_to_fd(plan, fd, ret_fault);
 }
 
 struct gguf_source memory_source(const void *bytes, size_t len)
