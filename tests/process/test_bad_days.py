@@ -487,6 +487,7 @@ def a_slow_disk_shows_progress_and_holds_up_nobody(t):
                 item = s.ask("MODELS", ("MODEL", "slow"))[0]
                 if item.get("STATE") == "loading":
                     seen.add(item.get("DONE_BYTES"))
+                    expect(item.get("DONE_BYTES") == 0 or item.get("MEMORY_BYTES") > 0, "it takes no memory")
                     answers(d)
                 if item.get("STATE") in ("ready", "failed"):
                     break
