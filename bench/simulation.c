@@ -264,7 +264,10 @@ static int set_up(struct simulation *s)
     predictor_set_rate(s->predictor, READ_BYTES_PER_S);
     for (uint32_t m = 0; m < s->trace->n_models; m++) {
         snprintf(name, sizeof(name), "m%u", m);
-        predictor_set_bytes(s->predictor, predictor_model(s->predictor, name), s->trace->bytes[m]);
+        r = predictor_model(s->predictor, name);
+        if (r < 0)
+            return r;
+        predictor_set_bytes(s->predictor, (uint32_t)r, s->trace->bytes[m]);
     }
     return 0;
 }

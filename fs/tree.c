@@ -6,11 +6,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Without memory a name is left out of its table, whose handle says so; hearthfs goes on. */
-#define HASH_NONFATAL_OOM 1
-#include <uthash.h>
-
 #include "lib/cleanup.h"
+#include "lib/hash.h"
 #include "lib/hearth.h"
 
 /* Numbers below 64 are rows of `fixed`; above, a name's id and six bits that say which file of it.
@@ -153,12 +150,12 @@ static struct name *name_add(struct tree *tree, enum tree_set set, const char *t
     name->set = set;
     memcpy(name->text, text, len);
     HASH_ADD_KEYPTR(by_text, tree->names[set], name->text, len, name);
-    if (!name->by_text.tbl) {
+    if (!hash_added(&name->by_text)) {
         free(name);
         return NULL;
     }
     HASH_ADD(by_id, tree->ids, id, sizeof(name->id), name);
-    if (!name->by_id.tbl) {
+    if (!hash_added(&name->by_id)) {
         HASH_DELETE(by_text, tree->names[set], name);
         free(name);
         return NULL;

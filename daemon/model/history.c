@@ -124,10 +124,12 @@ void history_tell(const struct history *history, struct predictor *predictor, ui
     for (uint32_t i = 0; i < history->n; i++) {
         const struct past_request *request = request_at(history, i);
         const struct past_model *model = &history->models[request->model];
-        uint32_t number = predictor_model(predictor, model->name);
+        int number = predictor_model(predictor, model->name);
         at_us += i > 0 ? (uint64_t)request->gap_ms * 1000 : 0;
-        predictor_set_bytes(predictor, number, model->bytes);
-        predictor_request(predictor, number, request->ready, at_us);
+        if (number < 0)
+            continue;
+        predictor_set_bytes(predictor, (uint32_t)number, model->bytes);
+        predictor_request(predictor, (uint32_t)number, request->ready, at_us);
     }
 }
 

@@ -4,9 +4,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include <uthash.h>
-
 #include "daemon/model/registry.h"
+#include "lib/hash.h"
 
 /* Without padding, for it is compared as bytes. */
 struct hold_key {
@@ -75,6 +74,10 @@ int holds_take(struct holds *holds, struct model_entry *entry, uint32_t uid)
             return -ENOMEM;
         row->key = key_of(entry, uid);
         HASH_ADD(hh, holds->rows, key, sizeof(row->key), row);
+        if (!hash_added(&row->hh)) {
+            free(row);
+            return -ENOMEM;
+        }
     }
     row->n++;
     entry->holds++;

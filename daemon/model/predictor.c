@@ -78,7 +78,8 @@ static void forget(struct predictor *p, uint32_t model)
 {
     struct follow *follow[] = {&p->follows, &p->followed};
 
-    HASH_DEL(p->by_name, &p->models[model]);
+    if (hash_added(&p->models[model].hh)) /* else it never came in for want of memory */
+        HASH_DEL(p->by_name, &p->models[model]);
     p->n_asked -= p->models[model].last_request_us != 0;
     p->models[model] = (struct predicted_model){0};
     p->frequent_sum -= p->frequent[model];
@@ -110,17 +111,16 @@ static uint32_t longest_unused(const struct predictor *p)
     return oldest;
 }
 
-uint32_t predictor_model(struct predictor *predictor, const char *name)
+int predictor_model(struct predictor *predictor, const char *name)
 {
     struct predicted_model *model;
     uint32_t number;
 
     HASH_FIND_STR(predictor->by_name, name, model);
     if (model)
-        return (uint32_t)(model - predictor->models);
-    if (predictor->n < MAX_MODELS) {
-        number = predictor->n++;
-    } else {
+        return (int)(model - predictor->models);
+    number = predictor->n;
+    if (number == MAX_MODELS) {
         number = longest_unused(predictor);
         forget(predictor, number);
     }
@@ -129,7 +129,12 @@ uint32_t predictor_model(struct predictor *predictor, const char *name)
     model->predictable = true;
     model->soon = 0.5;
     HASH_ADD_STR(predictor->by_name, name, model);
-    return number;
+    if (!hash_added(&model->hh)) {
+        *model = (struct predicted_model){0};
+        return -ENOMEM;
+    }
+    predictor->n = MAX(predictor->n, number + 1);
+    return (int)number;
 }
 
 int predictor_find(const struct predictor *predictor, const char *name)

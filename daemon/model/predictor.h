@@ -52,8 +52,9 @@ struct predictor *predictor_free(struct predictor *predictor);
 void predictor_set_budget(struct predictor *predictor, uint64_t budget_bytes);
 void predictor_set_rate(struct predictor *predictor, double bytes_per_s);
 
-/* A model's number, the same until PREDICTOR_MAX_MODELS others have come; a new one gets one. */
-uint32_t predictor_model(struct predictor *predictor, const char *name);
+/* A model's number, the same until PREDICTOR_MAX_MODELS others have come; a new one gets one, or
+ * -ENOMEM. */
+int predictor_model(struct predictor *predictor, const char *name);
 /* The same without making it known: -1 where it is not. And its name. */
 int predictor_find(const struct predictor *predictor, const char *name);
 const char *predictor_name(const struct predictor *predictor, uint32_t model);

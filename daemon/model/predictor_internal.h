@@ -4,9 +4,8 @@
 #ifndef HEARTH_MODEL_PREDICTOR_INTERNAL_H
 #define HEARTH_MODEL_PREDICTOR_INTERNAL_H
 
-#include <uthash.h>
-
 #include "daemon/model/predictor.h"
+#include "lib/hash.h"
 #include "lib/wire.h"
 
 #define MAX_MODELS PREDICTOR_MAX_MODELS

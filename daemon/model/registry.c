@@ -110,6 +110,10 @@ static int entry_update(struct registry *registry, struct catalog_item *item)
         entry->pinned = item->config && item->config->pinned;
         entry->keep_alive_us = item->config ? item->config->keep_alive_us : 0;
         HASH_ADD_STR(registry->entries, name, entry);
+        if (!hash_added(&entry->hh)) {
+            entry_free(entry);
+            return -ENOMEM;
+        }
     }
     if (entry->file)
         return 0; /* a user's file was there before; it comes with a later look */
@@ -172,7 +176,8 @@ static void scan_done(struct registry *registry, struct load_task *task)
     registry->options.ops.changed(registry->options.ops.userdata, NULL);
 }
 
-/* A look that hangs in a directory is given up like a load: what it would have found is not there. */
+/* A look that hangs in a directory is given up like a load: what it would have found is not there.
+ */
 static void check_scan(struct registry *registry, uint64_t now)
 {
     if (!registry->scan || atomic_load(&registry->scan->n_hands) == 0 ||

@@ -14,12 +14,11 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#include <uthash.h>
-
 #include "daemon/clock.h"
 #include "daemon/config.h"
 #include "daemon/model/async_loader.h"
 #include "daemon/model/catalog.h"
+#include "lib/hash.h"
 #include "lib/wire.h"
 
 enum model_state {

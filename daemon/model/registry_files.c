@@ -111,6 +111,11 @@ static struct model_entry *new_entry(struct registry *registry)
     entry->state_since_us = registry_now_us(registry);
     entry->asker = MODEL_NOBODY;
     HASH_ADD_STR(registry->entries, name, entry);
+    if (!hash_added(&entry->hh)) {
+        free(entry->file);
+        free(entry);
+        return NULL;
+    }
     return entry;
 }
 

@@ -101,14 +101,16 @@ static bool is_predictable(const struct model_entry *entry)
            !(entry->config && entry->config->preload == PRELOAD_NONE);
 }
 
-/* The entry's number for the predictor, with what it has to know of it. */
-static uint32_t number_of(struct registry *registry, const struct model_entry *entry)
+/* The entry's number for the predictor, with what it has to know of it; -ENOMEM. */
+static int number_of(struct registry *registry, const struct model_entry *entry)
 {
     struct predictor *predictor = registry->foresight->predictor;
-    uint32_t number = predictor_model(predictor, entry->name);
+    int number = predictor_model(predictor, entry->name);
 
-    predictor_set_bytes(predictor, number, registry_need_bytes(entry));
-    predictor_set_predictable(predictor, number, is_predictable(entry));
+    if (number < 0)
+        return number;
+    predictor_set_bytes(predictor, (uint32_t)number, registry_need_bytes(entry));
+    predictor_set_predictable(predictor, (uint32_t)number, is_predictable(entry));
     return number;
 }
 
@@ -127,6 +129,7 @@ void registry_asked(struct registry *registry, struct model_entry *entry)
     struct metrics *metrics = registry->options.metrics;
     uint64_t now = registry_now_us(registry), before = entry->asked_us;
     bool ready = entry->state == MODEL_READY;
+    int number;
 
     entry->asked_us = now;
     if (before != 0 && now - before < ASKED_AGAIN_US)
@@ -136,7 +139,9 @@ void registry_asked(struct registry *registry, struct model_entry *entry)
     settle_prediction(registry, entry, now);
     if (entry->file)
         return; /* its name means nothing to the next */
-    predictor_request(f->predictor, number_of(registry, entry), ready, predictor_now_us(registry));
+    number = number_of(registry, entry);
+    if (number >= 0)
+        predictor_request(f->predictor, (uint32_t)number, ready, predictor_now_us(registry));
     f->due = setting(registry) != PREDICTION_OFF;
     metrics_set(metrics, M_PREDICTION_MODE,
                 setting(registry) == PREDICTION_OFF ? PREDICTOR_LRU

@@ -307,6 +307,19 @@ struct admission *admission_free(struct admission *admission)
     return NULL;
 }
 
+static struct account_entry *account_new(struct admission *admission, uint32_t uid)
+{
+    struct account_entry *account = calloc(1, sizeof(*account));
+
+    if (!account)
+        return NULL;
+    account->uid = uid;
+    HASH_ADD(hh, admission->accounts, uid, sizeof(account->uid), account);
+    if (!hash_added(&account->hh))
+        free(TAKE_PTR(account));
+    return account;
+}
+
 static int busy(struct refusal *refusal, const char *what, uint64_t limit, const char *key)
 {
     int r = refusal_set(refusal, CODE_BUSY, NULL, "%s (%s is %llu); try again shortly", what, key,
@@ -334,13 +347,11 @@ struct account_entry *admission_connect(struct admission *admission, uint32_t ui
         return NULL;
     }
     if (!account) {
-        account = calloc(1, sizeof(*account));
+        account = account_new(admission, uid);
         if (!account) {
             refusal_set(ret_refusal, CODE_NO_MEMORY, NULL, "no memory for another user");
             return NULL;
         }
-        account->uid = uid;
-        HASH_ADD(hh, admission->accounts, uid, sizeof(account->uid), account);
     }
     account->n_connections++;
     admission->n_connections++;

@@ -11,13 +11,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include <uthash.h>
-
 #include "daemon/config.h"
 #include "daemon/engine/sampler.h"
 #include "daemon/serve/reply.h"
 #include "daemon/serve/streaming.h"
 #include "daemon/serve/text_budget.h"
+#include "lib/hash.h"
 #include "lib/wire.h"
 
 /* A request's options; views into the frame. */

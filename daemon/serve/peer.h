@@ -23,13 +23,13 @@ struct peer {
     uid_t uid; /* by SO_PEERCRED */
     gid_t gid;
     pid_t pid;
-    int fd;           /* for SO_PEERGROUPS */
-    int file_fd;      /* a descriptor that came with the frame being taken; -1: none */
+    int fd;      /* for SO_PEERGROUPS */
+    int file_fd; /* a descriptor that came with the frame being taken; -1: none */
     uint64_t file_bytes;
     bool file_refused; /* one came with it and was not received: the user has another on its way */
-    uint64_t number;  /* of the connection, for the log */
-    bool status_only; /* came through the status socket */
-    bool congested;   /* its unsent output has reached limits.stream_buffer */
+    uint64_t number;   /* of the connection, its own for good */
+    bool status_only;  /* came through the status socket */
+    bool congested;    /* its unsent output has reached limits.stream_buffer */
     uint32_t n_requests;
     uint64_t n_requests_ever;
     struct request *requests; /* live ones */
@@ -41,8 +41,8 @@ struct peer {
     struct account_entry *account;
     struct wire_buffer out;
     size_t out_sent; /* bytes of it that the socket has taken */
-    /* The request whose `tokens` frame is the output's end and was written in this wake-up: more of its
-     * text makes that frame longer. */
+    /* The request whose `tokens` frame is the output's end and was written in this wake-up: more of
+     * its text makes that frame longer. */
     const struct request *tail;
     void (*wants_flush)(struct peer *peer);
 };

@@ -9,13 +9,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <uthash.h>
-
 #include "daemon/engine/engine.h"
 #include "daemon/engine/sampler.h"
 #include "daemon/serve/batcher.h"
 #include "daemon/serve/pressure.h"
 #include "daemon/serve/streaming.h"
+#include "lib/hash.h"
 #include "lib/wire.h"
 
 struct peer;
@@ -53,7 +52,7 @@ enum request_stage {
 enum end_reason { END_STOP, END_LENGTH, END_CONTEXT, END_CANCELLED, END_ERROR };
 
 struct request_key {
-    const struct peer *peer;
+    uint64_t connection; /* peer->number */
     uint64_t id;
 };
 

@@ -31,14 +31,24 @@
 
 struct request *service_find_request(struct service *service, const struct peer *peer, uint64_t id)
 {
-    struct request_key key;
+    struct request_key key = {.connection = peer->number, .id = id};
     struct request *request;
 
-    memset(&key, 0, sizeof(key));
-    key.peer = peer;
-    key.id = id;
     HASH_FIND(hh, service->requests, &key, sizeof(key), request);
     return request;
+}
+
+/* Among the live ones; NULL without memory. */
+static struct request *new_request(struct service *service, const struct peer *peer, uint64_t id)
+{
+    struct request *request = request_new();
+
+    if (!request)
+        return NULL;
+    request->key.connection = peer->number;
+    request->key.id = id;
+    HASH_ADD(hh, service->requests, key, sizeof(request->key), request);
+    return hash_added(&request->hh) ? request : request_free(request);
 }
 
 struct request *service_enter(struct service *service, struct peer *peer, uint64_t id,
@@ -51,20 +61,17 @@ struct request *service_enter(struct service *service, struct peer *peer, uint64
         service_refuse(service, peer, id, &refusal);
         return NULL;
     }
-    request = request_new();
+    request = new_request(service, peer, id);
     if (!request) {
         admission_leave(service->admission, peer->account);
         reply_error(peer, id, CODE_NO_MEMORY, "no memory for another request");
         return NULL;
     }
-    request->key.peer = peer;
-    request->key.id = id;
     request->peer = peer;
     request->account = peer->account;
     request->kind = kind;
     request->received_us = service_now_us(service);
     request->job.uid = peer->uid;
-    HASH_ADD(hh, service->requests, key, sizeof(request->key), request);
     service->n_requests++;
     metrics_set(service->options.metrics, M_QUEUE, service_n_requests(service));
     request->peer_next = peer->requests;
@@ -593,7 +600,7 @@ void service_peer_gone(struct service *service, struct peer *peer)
     registry_leave_files(service->registry, peer);
     while (peer->requests) {
         struct request *request = peer->requests;
-        /* From here on it has no peer; the key still names the old one, so it leaves the table. */
+        /* From here on it has no peer; nobody has the number of its connection again. */
         if (request->stage == STAGE_LOADING || request->stage == STAGE_STANDING ||
             request->stage == STAGE_ANSWERED) {
             if (request->stage == STAGE_LOADING && !request_is_order(request->kind))
@@ -609,10 +616,6 @@ void service_peer_gone(struct service *service, struct peer *peer)
         if (request->stage == STAGE_ENGINE && !request->cancelled)
             runner_cancel(service->runner, request, CODE_CANCELLED);
         request->cancelled = true;
-        HASH_DEL(service->requests, request);
-        request->key.peer = NULL;
-        request->key.id = next_seed(service); /* unique enough to stay in the table */
-        HASH_ADD(hh, service->requests, key, sizeof(request->key), request);
     }
 }
 

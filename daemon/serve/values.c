@@ -141,6 +141,8 @@ static struct said *said_of(struct values *values, const char *name)
         return NULL;
     snprintf(said->name, sizeof(said->name), "%s", name);
     HASH_ADD_STR(values->said, name, said);
+    if (!hash_added(&said->hh))
+        free(TAKE_PTR(said));
     return said;
 }
 

@@ -19,6 +19,19 @@ static struct model_waiters *waiters_of(struct service *service, struct model_en
     return waiters;
 }
 
+static struct model_waiters *waiters_new(struct service *service, struct model_entry *entry)
+{
+    struct model_waiters *waiters = calloc(1, sizeof(*waiters));
+
+    if (!waiters)
+        return NULL;
+    waiters->entry = entry;
+    HASH_ADD_PTR(service->waiters, entry, waiters);
+    if (!hash_added(&waiters->hh))
+        free(TAKE_PTR(waiters));
+    return waiters;
+}
+
 void waiting_leave(struct service *service, struct request *request)
 {
     struct model_waiters *waiters = waiters_of(service, request->model);
@@ -43,14 +56,12 @@ void waiting_begin(struct service *service, struct request *request, struct mode
     struct model_waiters *waiters = waiters_of(service, entry);
 
     if (!waiters) {
-        waiters = calloc(1, sizeof(*waiters));
+        waiters = waiters_new(service, entry);
         if (!waiters) {
             reply_error(request->peer, request->key.id, CODE_NO_MEMORY, "no memory to wait");
             service_remove_request(service, request);
             return;
         }
-        waiters->entry = entry;
-        HASH_ADD_PTR(service->waiters, entry, waiters);
     }
     request->model = entry;
     request->stage = STAGE_LOADING;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "daemon/serve/admission.h"
+#include "tests/support/alloc_fail.h"
 
 #define UNKNOWN_TAG          0x0777u
 #define UNKNOWN_CRITICAL_TAG (WIRE_TAG_CRITICAL | 0x0777u)
@@ -391,6 +392,27 @@ static void leave_house(struct house *house)
 {
     admission_free(house->admission);
     config_free(house->config);
+}
+
+Test(admission, a_user_there_is_no_memory_for_is_refused_and_nothing_is_counted)
+{
+    struct account_entry *account = NULL;
+    struct refusal refusal;
+    struct house house;
+    unsigned refused = 0;
+
+    build_house(&house);
+    for (unsigned n = 1; !account; n++) {
+        alloc_fail_at(n);
+        account = admission_connect(house.admission, 1000, &refusal);
+        cr_assert_eq(alloc_fail_done(), !account);
+        cr_assert(account || refusal.code == CODE_NO_MEMORY);
+        cr_assert_eq(admission_n_connections(house.admission), account != NULL);
+        refused += !account;
+    }
+    cr_assert_geq(refused, 3, "the account, the table and its buckets");
+    admission_disconnect(house.admission, account);
+    leave_house(&house);
 }
 
 Test(admission, connections_are_limited_for_the_user_and_for_the_house)

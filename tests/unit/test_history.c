@@ -82,15 +82,15 @@ Test(history, a_predictor_that_is_told_it_knows_what_the_old_one_knew)
     for (uint64_t i = 0; i < 200; i++) {
         uint32_t model;
         snprintf(name, sizeof(name), "m%u", (unsigned)(i % 8));
-        model = predictor_model(old, name);
+        model = (uint32_t)predictor_model(old, name);
         predictor_set_bytes(old, model, GB);
         predictor_request(old, model, i % 8 > 0, 1 + i * GAP_US);
     }
     history_tell(history, new, 200 * (uint64_t)GAP_US + HISTORY_LONGEST_US);
     for (uint32_t m = 0; m < 8; m++) {
         snprintf(name, sizeof(name), "m%u", m);
-        cr_assert_float_eq(predictor_wanted(new, predictor_model(new, name)),
-                           predictor_wanted(old, predictor_model(old, name)), 1e-9);
+        cr_assert_float_eq(predictor_wanted(new, (uint32_t)predictor_model(new, name)),
+                           predictor_wanted(old, (uint32_t)predictor_model(old, name)), 1e-9);
     }
     cr_assert_eq(predictor_mode(new), predictor_mode(old));
     predictor_free(old);

@@ -11,6 +11,7 @@
 #include "daemon/model/holds.h"
 #include "daemon/model/registry.h"
 #include "lib/cleanup.h"
+#include "tests/support/alloc_fail.h"
 
 #define SECOND  1000000u
 #define WAIT_MS 20000
@@ -366,6 +367,32 @@ Test(keeping, holds_are_counted_by_model_and_user)
     cr_assert_eq(holds_bytes(holds, ALICE), 100);
     holds_give(holds, &a, ALICE);
     cr_assert(holds_bytes(holds, ALICE) == 100 && a.holds == 1);
+    holds_free(holds);
+}
+
+/* Among two hundred the table grows several times. */
+Test(keeping, a_hold_there_is_no_memory_for_is_refused_and_leaves_nothing)
+{
+    struct model_entry a = {.reserved_bytes = 100};
+    struct holds *holds;
+    unsigned refused = 0;
+
+    cr_assert_eq(holds_new(&holds), 0);
+    for (uint32_t uid = 0; uid < 200; uid++) {
+        int r = -ENOMEM;
+        for (unsigned n = 1; r < 0; n++) {
+            alloc_fail_at(n);
+            r = holds_take(holds, &a, uid);
+            cr_assert_eq(alloc_fail_done(), r < 0);
+            cr_assert(r == 0 || r == -ENOMEM);
+            cr_assert(holds_of(holds, uid) == (r == 0) && a.holds == uid + (r == 0));
+            refused += r < 0;
+        }
+    }
+    cr_assert_gt(refused, 202, "a row each, the table, and its growth");
+    for (uint32_t uid = 0; uid < 200; uid++)
+        holds_give(holds, &a, uid);
+    cr_assert_eq(a.holds, 0);
     holds_free(holds);
 }
 

@@ -1,9 +1,10 @@
 /* The predictor: what it learns from a sequence of requests, in virtual time. */
+#include <criterion/criterion.h>
+#include <errno.h>
 #include <stdio.h>
 
-#include <criterion/criterion.h>
-
 #include "daemon/model/predictor.h"
+#include "tests/support/alloc_fail.h"
 
 #define GAP_US 10000000u
 #define GB     UINT64_C(1000000000)
@@ -20,7 +21,7 @@ static void start(uint32_t n_models, uint64_t budget_bytes)
     predictor_set_budget(p, budget_bytes);
     for (uint32_t m = 0; m < n_models; m++) {
         snprintf(name, sizeof(name), "m%u", m);
-        cr_assert_eq(predictor_model(p, name), m);
+        cr_assert_eq(predictor_model(p, name), (int)m);
         predictor_set_bytes(p, m, GB);
     }
 }
@@ -242,12 +243,36 @@ Test(predictor, remembers_a_bounded_number_of_models_and_forgets_the_one_longest
     go_round(8, 80);
     for (uint32_t m = 8; m < PREDICTOR_MAX_MODELS + 8; m++) {
         snprintf(name, sizeof(name), "m%u", m);
-        cr_assert_lt(predictor_model(p, name), PREDICTOR_MAX_MODELS);
-        predictor_set_bytes(p, predictor_model(p, name), GB);
-        ask(predictor_model(p, name));
+        cr_assert_lt(predictor_model(p, name), (int)PREDICTOR_MAX_MODELS);
+        predictor_set_bytes(p, (uint32_t)predictor_model(p, name), GB);
+        ask((uint32_t)predictor_model(p, name));
     }
-    cr_assert_lt(predictor_model(p, "m9"), PREDICTOR_MAX_MODELS);
-    cr_assert_lt(predictor_model(p, "m0"), PREDICTOR_MAX_MODELS); /* known anew */
+    cr_assert_lt(predictor_model(p, "m9"), (int)PREDICTOR_MAX_MODELS);
+    cr_assert_lt(predictor_model(p, "m0"), (int)PREDICTOR_MAX_MODELS); /* known anew */
+    finish();
+}
+
+Test(predictor, a_model_there_is_no_memory_for_gets_no_number_and_takes_none)
+{
+    char name[16];
+    unsigned refused = 0;
+
+    start(0, ROOM * GB);
+    for (int m = 0; m < (int)PREDICTOR_MAX_MODELS + 8; m++) {
+        int number = -ENOMEM;
+        snprintf(name, sizeof(name), "m%d", m);
+        for (unsigned n = 1; number < 0; n++) {
+            alloc_fail_at(n);
+            number = predictor_model(p, name);
+            cr_assert_eq(alloc_fail_done(), number < 0);
+            cr_assert(number >= 0 || number == -ENOMEM);
+            cr_assert_eq(predictor_find(p, name), number < 0 ? -1 : number);
+            refused += number < 0;
+        }
+        cr_assert(m >= (int)PREDICTOR_MAX_MODELS || number == m, "%d instead of %d", number, m);
+        ask((uint32_t)number);
+    }
+    cr_assert_gt(refused, 2, "the table and its growth");
     finish();
 }
 
