@@ -79,8 +79,8 @@ const struct config_key config_keys[] = {
                  "reader that does not read."},
     {"limits.input_bytes", KIND_SIZE, AT(limits.input_bytes), .min = 64 * KIB, .max = 64 * GIB,
      .text = "64MiB",
-     .sentence = "Partial frames, and prompts until their first text; above it "
-                 "`busy`, and no further reading."},
+     .sentence = "Partial frames, and the prompts and texts of live requests; above "
+                 "it `busy`, and no further reading."},
     {"limits.input_bytes_per_uid", KIND_SIZE, AT(limits.input_bytes_per_uid), .min = 64 * KIB,
      .max = 64 * GIB, .text = "16MiB", .sentence = "The same for one uid."},
     {"limits.holds_per_uid", KIND_COUNT, AT(limits.holds_per_uid), .max = 65536, .text = "64",

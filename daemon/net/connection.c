@@ -553,10 +553,7 @@ static void pass_over(struct connection *c, const uint8_t *header_bytes, size_t 
 
     if (wire_header_read(header_bytes, &header) < 0)
         return;
-    refusal_set(&refusal, CODE_BUSY, NULL,
-                "too much input waits already (limits.input_bytes, input_bytes_per_uid); try again "
-                "shortly");
-    refusal.retry_after_us = CONNECTIONS_TICK_US;
+    refusal_input(&refusal);
     service_refuse(c->owner->options.service, &c->peer, header.id, &refusal);
     passed_drop(c);
     c->skip_bytes = need - have;
@@ -606,10 +603,9 @@ static void keep_backlog(struct connection *c, const uint8_t *bytes, size_t len)
     uint8_t *backlog;
 
     if (!admission_hold_input(service_admission(c->owner->options.service), c->peer.account, len)) {
-        refusal_set(&refusal, CODE_BUSY, NULL,
-                    "requests keep coming while their replies are not read, and there is no room "
-                    "to keep them (limits.input_bytes, input_bytes_per_uid)");
-        refusal.retry_after_us = CONNECTIONS_TICK_US;
+        refusal_busy(&refusal, CONNECTIONS_TICK_US,
+                     "requests keep coming while their replies are not read, and there is no room "
+                     "to keep them (limits.input_bytes, input_bytes_per_uid)");
         connection_refuse(c, 0, &refusal);
         return;
     }
@@ -878,9 +874,8 @@ static bool turn_away_without_descriptor(struct connections *connections, int li
     close(TAKE_FD(connections->reserve_fd));
     fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0) {
-        refusal_set(&refusal, CODE_BUSY, NULL,
-                    "the daemon is out of file descriptors; raise its LimitNOFILE");
-        refusal.retry_after_us = CONNECTIONS_TICK_US;
+        refusal_busy(&refusal, CONNECTIONS_TICK_US,
+                     "the daemon is out of file descriptors; raise its LimitNOFILE");
         metrics_add(connections->options.metrics, M_CONNECTIONS_REFUSED, 1);
         if (read_credentials(fd, &credentials))
             service_peer_refused(connections->options.service, credentials.uid, &refusal);

@@ -322,11 +322,8 @@ static struct account_entry *account_new(struct admission *admission, uint32_t u
 
 static int busy(struct refusal *refusal, const char *what, uint64_t limit, const char *key)
 {
-    int r = refusal_set(refusal, CODE_BUSY, NULL, "%s (%s is %llu); try again shortly", what, key,
+    return refusal_busy(refusal, RETRY_AFTER_US, "%s (%s is %llu); try again shortly", what, key,
                         (unsigned long long)limit);
-
-    refusal->retry_after_us = RETRY_AFTER_US;
-    return r;
 }
 
 struct account_entry *admission_connect(struct admission *admission, uint32_t uid,
@@ -396,17 +393,39 @@ void admission_leave(struct admission *admission, struct account_entry *account)
     account_drop(admission, account);
 }
 
-bool admission_hold_input(struct admission *admission, struct account_entry *account, size_t bytes)
+/* Beside nothing else everything fits: a frame has a limit of its own. */
+static bool fits_beside(uint64_t others, uint64_t limit, size_t bytes)
+{
+    return others == 0 || (others <= limit && bytes <= limit - others);
+}
+
+bool admission_resize_input(struct admission *admission, struct account_entry *account,
+                            size_t *held, size_t bytes)
 {
     const struct config *config = admission->config;
 
-    /* What is held is within the limits, so that neither difference runs below zero. */
-    if (bytes > config->limits.input_bytes - admission->input_bytes ||
-        bytes > config->limits.input_bytes_per_uid - account->input_bytes)
+    if (bytes > *held &&
+        (!fits_beside(account->input_bytes - *held, config->limits.input_bytes_per_uid, bytes) ||
+         !fits_beside(admission->input_bytes - *held, config->limits.input_bytes, bytes)))
         return false;
-    admission->input_bytes += bytes;
-    account->input_bytes += bytes;
+    admission->input_bytes += bytes - *held; /* modulo 2^64, where it shrinks */
+    account->input_bytes += bytes - *held;
+    *held = bytes;
     return true;
+}
+
+bool admission_hold_input(struct admission *admission, struct account_entry *account, size_t bytes)
+{
+    size_t held = 0;
+
+    return admission_resize_input(admission, account, &held, bytes);
+}
+
+int refusal_input(struct refusal *ret_refusal)
+{
+    return refusal_busy(ret_refusal, INPUT_RETRY_US,
+                        "too much input waits already (limits.input_bytes, input_bytes_per_uid); "
+                        "try again shortly");
 }
 
 void admission_release_input(struct admission *admission, struct account_entry *account,

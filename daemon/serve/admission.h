@@ -79,9 +79,16 @@ void admission_disconnect(struct admission *admission, struct account_entry *acc
 int admission_enter(struct admission *admission, struct account_entry *account,
                     struct refusal *ret_refusal);
 void admission_leave(struct admission *admission, struct account_entry *account);
-/* Input that is held: partial frames and prompts that the engine does not have yet. False: that
- * would be too much. */
+/* Input that is held: partial frames, and the prompts and texts of live requests. False: that would
+ * be too much. Who holds nothing else is never told so, or what is larger than the limit would be
+ * refused for ever; limits.frame bounds it. */
 bool admission_hold_input(struct admission *admission, struct account_entry *account, size_t bytes);
+/* Instead of *held, which changes with it where it may. */
+bool admission_resize_input(struct admission *admission, struct account_entry *account,
+                            size_t *held, size_t bytes);
+/* The refusal that goes with it. */
+#define INPUT_RETRY_US 100000u
+int refusal_input(struct refusal *ret_refusal);
 void admission_release_input(struct admission *admission, struct account_entry *account,
                              size_t bytes);
 uint32_t admission_n_requests(const struct admission *admission);

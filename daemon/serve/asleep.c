@@ -92,6 +92,8 @@ void asleep_begin(struct service *service, struct request *request)
         request_fail(request, CODE_SHUTTING_DOWN, "the daemon is shutting down");
     else if (request->cancelled && request->reason != END_ERROR)
         request->reason = END_CANCELLED;
+    if (request->reason != END_CANCELLED)
+        service_count_ids(service, request); /* with those that were generated */
     if (request->reason == END_ERROR || request->reason == END_CANCELLED)
         asleep_end(service, request);
     else if (!atomic_load(&request->stream.parked))

@@ -73,10 +73,7 @@ void files_warm(struct service *service, struct peer *peer, uint64_t id,
     }
     r = registry_add_file(service->registry, &file, &entry, &fault);
     if (r < 0) {
-        refusal_set(&refusal, r == -EBUSY || r == -EDQUOT ? CODE_BUSY : CODE_NO_MEMORY, NULL, "%s",
-                    fault.text);
-        refusal.retry_after_us = STANDING_RETRY_US;
-        service_refuse(service, peer, id, &refusal);
+        standing_refuse(service, peer, id, r, &fault);
         return;
     }
     r = registry_want_for(service->registry, entry, LOAD_WARM, peer->uid, false);

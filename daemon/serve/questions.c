@@ -291,11 +291,10 @@ void question_warm(struct service *service, struct peer *peer, uint64_t id,
         return;
     }
     if (peer->file_refused) {
-        struct refusal refusal = {.retry_after_us = STANDING_RETRY_US};
-        refusal_set(&refusal, CODE_BUSY, NULL,
-                    "the file was not taken: another one of this user is being read, or the daemon "
-                    "ends; wait for that");
-        refusal.retry_after_us = STANDING_RETRY_US;
+        struct refusal refusal;
+        refusal_busy(&refusal, STANDING_RETRY_US,
+                     "the file was not taken: another one of this user is being read, or the "
+                     "daemon ends; wait for that");
         service_refuse(service, peer, id, &refusal);
         return;
     }

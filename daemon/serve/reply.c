@@ -12,9 +12,18 @@ int refusal_set(struct refusal *ret_refusal, enum wire_code code, const char *op
 {
     va_list ap;
 
-    ret_refusal->code = code;
-    ret_refusal->option = option;
-    ret_refusal->retry_after_us = 0;
+    *ret_refusal = (struct refusal){.code = code, .option = option};
+    va_start(ap, format);
+    vsnprintf(ret_refusal->sentence, sizeof(ret_refusal->sentence), format, ap);
+    va_end(ap);
+    return -EINVAL;
+}
+
+int refusal_busy(struct refusal *ret_refusal, uint64_t retry_us, const char *format, ...)
+{
+    va_list ap;
+
+    *ret_refusal = (struct refusal){.code = CODE_BUSY, .retry_after_us = retry_us};
     va_start(ap, format);
     vsnprintf(ret_refusal->sentence, sizeof(ret_refusal->sentence), format, ap);
     va_end(ap);

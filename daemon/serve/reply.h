@@ -17,10 +17,14 @@ struct refusal {
     char sentence[FAULT_TEXT_BYTES];
 };
 
-/* Fills a refusal and returns -EINVAL. */
+/* Fills a refusal that is for good and returns -EINVAL. */
 __attribute__((format(printf, 4, 5))) int refusal_set(struct refusal *ret_refusal,
                                                       enum wire_code code, const char *option,
                                                       const char *format, ...);
+
+/* The same with `busy`: when to come again. */
+__attribute__((format(printf, 3, 4))) int refusal_busy(struct refusal *ret_refusal,
+                                                       uint64_t retry_us, const char *format, ...);
 
 void reply_refusal(struct peer *peer, uint64_t id, const struct refusal *refusal);
 __attribute__((format(printf, 4, 5))) void
@@ -35,8 +39,8 @@ void reply_text_item(struct peer *peer, uint64_t id, const char *name, const cha
 struct wire_buffer *reply_begin(struct peer *peer, enum wire_type type, uint64_t id);
 void reply_end(struct peer *peer);
 
-/* Text of a generation; the first frame names seed, variant and fingerprint. True: in a frame of its
- * own; false: it made the frame before it longer. */
+/* Text of a generation; the first frame names seed, variant and fingerprint. True: in a frame of
+ * its own; false: it made the frame before it longer. */
 bool reply_tokens(struct request *request, const char *text, size_t len, const char *variant,
                   uint64_t fingerprint);
 /* The end of a generation or an embedding: `done` or `error`, as the request says. */

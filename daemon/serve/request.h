@@ -82,7 +82,7 @@ struct request {
     void *reader;           /* of a subscription: the place it has among the readers */
     bool values;            /* a subscription to values, not to events */
     uint16_t order;         /* the frame's type; its body is the text */
-    size_t input_bytes;     /* counted against limits.input_bytes until the engine has the ids */
+    size_t input_bytes;     /* counted against limits.input_bytes: its text, then its ids */
 
     /* Set before the request is lent, then read by both. */
     char *text; /* the prompt until it is tokenized */

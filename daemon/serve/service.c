@@ -257,29 +257,24 @@ static bool check_ids(const struct service *service, struct request *request)
     return request->reason != END_ERROR;
 }
 
-/* A prompt counts as input until its first text or its end: while it waits in the engine's queue it
- * is still held for its client. As ids it may be larger than the text was. */
-static void hold_ids(struct service *service, struct request *request)
+void service_count_ids(struct service *service, struct request *request)
 {
-    size_t bytes = request->n_ids * sizeof(*request->ids), more;
+    size_t bytes = request->ids_capacity * sizeof(*request->ids);
+    struct refusal refusal;
 
-    if (bytes <= request->input_bytes)
+    if (!request->ids ||
+        admission_resize_input(service->admission, request->account, &request->input_bytes, bytes))
         return;
-    more = bytes - request->input_bytes;
-    if (admission_hold_input(service->admission, request->account, more))
-        request->input_bytes += more;
-    else
-        request_fail(request, CODE_BUSY,
-                     "too much input waits already (limits.input_bytes, input_bytes_per_uid); try "
-                     "again shortly");
+    refusal_input(&refusal);
+    request_fail(request, refusal.code, "%s", refusal.sentence);
 }
 
 /* The ids are there, or a failure: on to the engine thread, or back to the client. */
 static void have_ids(struct service *service, struct request *request)
 {
-    hold_ids(service, request);
     if (request->expelled)
         request_fail(request, CODE_SHUTTING_DOWN, "the daemon is shutting down");
+    service_count_ids(service, request);
     if (request->cancelled && request->reason != END_ERROR)
         request->reason = END_CANCELLED;
     if (request->reason == END_ERROR || request->reason == END_CANCELLED || !request->peer ||
@@ -452,14 +447,8 @@ static int copy_input(struct service *service, struct request *request,
 {
     size_t bytes = options->ids ? 4 * options->n_ids : options->prompt_bytes;
 
-    if (!admission_hold_input(service->admission, request->account, bytes)) {
-        refusal_set(refusal, CODE_BUSY, NULL,
-                    "too much input waits already (limits.input_bytes, input_bytes_per_uid); try "
-                    "again shortly");
-        refusal->retry_after_us = TICK_US;
-        return -EINVAL;
-    }
-    request->input_bytes = bytes;
+    if (!admission_resize_input(service->admission, request->account, &request->input_bytes, bytes))
+        return refusal_input(refusal);
     if (options->ids) {
         request->ids = malloc(MAX(bytes, (size_t)1));
         if (request->ids && bytes > 0)
@@ -753,7 +742,6 @@ bool service_text(struct service *service, struct request *request, const char *
     bool room = true;
 
     metrics_add(metrics, M_STREAM_BYTES, len);
-    release_input(service, request);
     if (peer) {
         bool own =
             reply_tokens(request, text, len, service->options.kernels->name,

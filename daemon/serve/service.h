@@ -52,9 +52,9 @@ void service_peer_drained(struct service *service, struct peer *peer);
 /* Whether a file's descriptor of that peer may be received now; and the end of one that was. */
 bool service_takes_file(const struct service *service, const struct peer *peer);
 void service_drop_file(struct service *service, uint32_t uid, int fd);
-/* One frame of a peer; a descriptor that came with it is in peer->file_fd, and is the caller's to drop
- * where it still is afterwards. 0; -EBADMSG: the frame is malformed, the connection must end (a sentence in
- * the refusal). */
+/* One frame of a peer; a descriptor that came with it is in peer->file_fd, and is the caller's to
+ * drop where it still is afterwards. 0; -EBADMSG: the frame is malformed, the connection must end
+ * (a sentence in the refusal). */
 int service_frame(struct service *service, struct peer *peer, const struct wire_header *header,
                   const uint8_t *body, struct refusal *ret_refusal);
 

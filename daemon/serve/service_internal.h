@@ -44,9 +44,6 @@ struct service {
     bool draining;
 };
 
-/* Who has as many holds or subscriptions as allowed may try again after so long. */
-#define STANDING_RETRY_US 1000000u
-
 static inline uint64_t service_now_us(const struct service *service)
 {
     return clock_now_us(service->options.clock);
@@ -60,6 +57,10 @@ struct request *service_enter(struct service *service, struct peer *peer, uint64
 void service_remove_request(struct service *service, struct request *request);
 /* It goes on to its model, which is ready. */
 void service_start(struct service *service, struct request *request);
+/* Its ids count as its user's input while it has them, instead of its text: they may be larger than
+ * that was, and those of a stream that sleeps are kept as long as its reader stays away. The request
+ * is not lent. Where they are too much it has failed. */
+void service_count_ids(struct service *service, struct request *request);
 /* Text of the request goes to its client. True: a parked stream may go on. */
 bool service_text(struct service *service, struct request *request, const char *text, size_t len);
 /* Its model counts it as a use no longer. */

@@ -57,9 +57,16 @@ static void end_with(struct service *service, struct request *request, enum wire
 
 /* ---- holds ---- */
 
-static enum wire_code hold_code(int r)
+void standing_refuse(struct service *service, struct peer *peer, uint64_t id, int r,
+                     const struct fault *fault)
 {
-    return r == -EDQUOT ? CODE_BUSY : CODE_NO_MEMORY;
+    struct refusal refusal;
+
+    if (r == -EDQUOT || r == -EBUSY)
+        refusal_busy(&refusal, STANDING_RETRY_US, "%s", fault->text);
+    else
+        refusal_set(&refusal, CODE_NO_MEMORY, NULL, "%s", fault->text);
+    service_refuse(service, peer, id, &refusal);
 }
 
 static void reply_held(const struct request *request)
@@ -90,10 +97,7 @@ void standing_hold(struct service *service, struct peer *peer, uint64_t id,
         return;
     r = registry_hold(service->registry, entry, uid, !admin, &fault);
     if (r < 0) {
-        struct refusal refusal;
-        refusal_set(&refusal, hold_code(r), NULL, "%s", fault.text);
-        refusal.retry_after_us = STANDING_RETRY_US;
-        service_refuse(service, peer, id, &refusal);
+        standing_refuse(service, peer, id, r, &fault);
         service_remove_request(service, request);
         return;
     }
@@ -204,8 +208,7 @@ void standing_subscribe(struct service *service, struct peer *peer, uint64_t id,
         return;
     }
     if (!has_subscription_left(service, uid, values)) {
-        refusal_set(&refusal, CODE_BUSY, NULL, "too many subscriptions; end one");
-        refusal.retry_after_us = STANDING_RETRY_US;
+        refusal_busy(&refusal, STANDING_RETRY_US, "too many subscriptions; end one");
         service_refuse(service, peer, id, &refusal);
         return;
     }

@@ -15,6 +15,12 @@ void standing_reload(struct service *service, struct peer *peer, uint64_t id,
 void standing_subscribe(struct service *service, struct peer *peer, uint64_t id,
                         const struct request_options *options);
 
+/* What can be had again when something else of the user's ends (-EDQUOT, -EBUSY) is refused as
+ * `busy`; all else as `no-memory`. */
+#define STANDING_RETRY_US 1000000u
+void standing_refuse(struct service *service, struct peer *peer, uint64_t id, int r,
+                     const struct fault *fault);
+
 /* The connection of a subscription has room again. */
 void standing_resume(struct service *service, struct request *request);
 /* Takes one that ends off the list and lets go of what it has; service_remove_request() does it. */

@@ -4,7 +4,7 @@ import threading
 
 from lib.harness import BUILD, Skip, expect, test, wait_for
 from lib.models import made_model, ready_daemon
-from lib.wire import Closed, frame
+from lib.wire import HEADER, Closed, frame
 
 
 def need_plain_build():
@@ -62,7 +62,7 @@ def every_reply_comes_to_a_slow_reader_in_order(t):
 
 
 @test
-def prompts_count_in_their_users_bound_until_their_first_text(t):
+def prompts_count_in_their_users_bound_until_their_end(t):
     d = ready_daemon(t, config="batching: {max_batch: 1}\n"
                                "limits: {frame: 64KiB, input_bytes: 256KiB, "
                                "input_bytes_per_uid: 128KiB}\n")
@@ -88,6 +88,58 @@ def prompts_count_in_their_users_bound_until_their_first_text(t):
             first = c.request("COMPLETE", ("MODEL", "made"), ("PROMPT", "a"), ("IGNORE_EOS", 1),
                               ("MAX_TOKENS", 8000))
             c.receive()
+
+
+@test
+def streams_that_sleep_count_in_their_users_bound(t):
+    """Their ids are kept for as long as their reader stays away: the prompt's, and the text's."""
+    d = ready_daemon(t, config="limits: {frame: 64KiB, input_bytes: 256KiB, "
+                               "input_bytes_per_uid: 128KiB}\nstreaming: {park_timeout: 100ms}\n")
+    long = (("MODEL", "made"), ("IDS", b"\5\0\0\0" * 7000), ("IGNORE_EOS", 1), ("MAX_TOKENS", 500))
+    with d.client() as c:
+        asleep = [c.request("COMPLETE", *long, ("CREDIT", 5)) for _ in range(4)]
+        wait_for(lambda: d.metric("streams_asleep") == 4, "four streams to fall asleep")
+        last = c.ask("COMPLETE", *long)[-1]
+        expect(last.get("CODE") == "busy" and "input_bytes" in last.get("SENTENCE"), f"{last}")
+        c.request("CREDIT", ("CREDIT", 1 << 20), request_id=asleep[0])
+        expect(c.replies(asleep[0])[-1].get("COMPLETION_TOKENS") == 500, "woken in full bounds")
+        expect(c.ask("COMPLETE", *long)[-1].type == "DONE", "the room did not come free")
+        # 20,000 bytes each: six fit, but not with what is generated
+        short = (*long[:1], ("IDS", b"\5\0\0\0" * 5000), *long[2:3], ("MAX_TOKENS", 3000))
+        for request in asleep[1:]:
+            c.request("CANCEL", request_id=request)
+            c.replies(request)
+        many = [c.request("COMPLETE", *short, ("CREDIT", 2000)) for _ in range(6)]
+        wait_for(lambda: d.metric("streams_asleep") == d.metric("queue") < 6, "all of them to fall asleep or end")
+        n_asleep = d.metric("streams_asleep")
+        expect(n_asleep >= 4, f"{n_asleep} of 6 sleep")
+        ends = []
+        while len(ends) < 6 - n_asleep:
+            f = c.receive()
+            ends += [f] if f.type == "ERROR" else []
+        expect(all(f.get("CODE") == "busy" and f.id in many for f in ends), f"{ends}")
+
+
+@test
+def a_request_of_a_user_who_has_nothing_else_is_never_too_much(t):
+    """A frame as large as may be, with bounds that are no larger: as a frame, as a text, as ids."""
+    d = ready_daemon(t, config="limits: {frame: 64KiB, input_bytes: 64KiB, input_bytes_per_uid: 64KiB}\n")
+    options = (("MODEL", "made"), ("PROMPT", ""))
+    room = (64 << 10) - (len(frame("TOKENIZE", 1, *options)) - HEADER.size)
+    for text in ("a", "\x01"):
+        with d.client() as c:
+            for _ in range(3):
+                last = c.ask("TOKENIZE", options[0], ("PROMPT", text * room))[-1]
+                expect(last.type == "DONE", f"{last}")
+    with d.client() as c:  # beside another one he is told to wait
+        ids = (("IDS", b"\5\0\0\0" * 8000), ("IGNORE_EOS", 1))
+        first = c.request("COMPLETE", options[0], *ids, ("CREDIT", 5))
+        c.receive()
+        last = c.ask("TOKENIZE", options[0], ("PROMPT", "a" * room))[-1]
+        expect(last.get("CODE") == "busy", f"{last}")
+        c.request("CANCEL", request_id=first)
+        c.replies(first)
+        expect(c.ask("TOKENIZE", options[0], ("PROMPT", "a" * room))[-1].type == "DONE", "no room")
 
 
 @test

@@ -485,6 +485,34 @@ Test(admission, input_is_limited_for_the_user_and_for_the_house)
     leave_house(&house);
 }
 
+/* Or it would be refused for ever. */
+Test(admission, whoever_holds_nothing_else_may_hold_what_is_larger_than_the_bound)
+{
+    struct house house;
+    struct account_entry *a, *b;
+    struct refusal refusal;
+    size_t held = 0, more = 0;
+
+    build_house(&house);
+    a = admission_connect(house.admission, 1000, &refusal);
+    b = admission_connect(house.admission, 1001, &refusal);
+    cr_assert(admission_resize_input(house.admission, a, &held, 500));
+    cr_assert(admission_resize_input(house.admission, a, &held, 5000), "it is his only one");
+    cr_assert_not(admission_resize_input(house.admission, a, &more, 1));
+    cr_assert_not(admission_resize_input(house.admission, b, &more, 1), "the house is full of it");
+    cr_assert_eq(more, 0);
+    cr_assert(admission_resize_input(house.admission, a, &held, 300), "less is always allowed");
+    cr_assert_eq(held, 300);
+    cr_assert(admission_resize_input(house.admission, a, &more, 300));
+    cr_assert_not(admission_resize_input(house.admission, a, &more, 301));
+    cr_assert_eq(a->input_bytes, 600);
+    admission_release_input(house.admission, a, 600);
+    cr_assert_eq(a->input_bytes, 0);
+    cr_assert_eq(refusal_input(&refusal), -EINVAL);
+    cr_assert(refusal.code == CODE_BUSY && refusal.retry_after_us > 0);
+    leave_house(&house);
+}
+
 /* What a user still has open outlives his connections, and nothing outlives all of it. */
 Test(admission, an_account_lasts_as_long_as_something_is_open)
 {
