@@ -5,24 +5,12 @@ import signal
 import socket
 import time
 
+from lib.disk import Disk
 from lib.harness import Skip, expect, test, wait_for
+from lib.models import made_model, ready_daemon, slow_model
 from lib.wire import CRITICAL, MAGIC, Client, Closed, frame, header, option, text_of
 
 STORY = "stories260K-f32"
-
-
-def made_model(t, name="made", *flags):
-    path = t.dir / f"{name}.gguf"
-    t.run("make-model", "--out", path, "--dim", "64", "--layers", "2", "--heads", "4",
-          "--kv-heads", "2", "--ff", "128", "--vocab", "400", "--context", "8192",
-          "--type", "f16", *flags)
-    return path
-
-
-def ready_daemon(t, **more):
-    d = t.daemon(models=[made_model(t)], **more)
-    d.hearth("warm", "--wait", "made")
-    return d
 
 
 ENDLESS = (("MODEL", "made"), ("PROMPT", "a dog"), ("IGNORE_EOS", 1), ("MAX_TOKENS", 8000))
@@ -471,14 +459,8 @@ def new_requests_while_draining_are_told(t):
 
 @test
 def a_slow_disk_shows_progress_and_holds_up_nobody(t):
-    t.need_fuse()
-    path = made_model(t, "slow", "--dim", "256", "--layers", "4", "--ff", "1024")
-    slow = t.dir / "disk"
-    slow.mkdir()
-    p = t.start("slow-disk", path, slow, "slow.gguf", "100000")
-    try:
-        wait_for((slow / "slow.gguf").exists, "the slow disk")
-        d = t.daemon("--models", slow, models=[made_model(t)])
+    with Disk(t, slow_model(t), "slow.gguf", 100000) as disk:
+        d = t.daemon("--models", disk.dir, models=[made_model(t)])
         d.hearth("warm", "--wait", "made")
         seen = set()
         with d.client() as c, d.status_client() as s:
@@ -494,42 +476,25 @@ def a_slow_disk_shows_progress_and_holds_up_nobody(t):
             expect(c.replies(request)[-1].type == "DONE", "the load failed")
         expect(len([v for v in seen if v > 0]) >= 3, f"progress showed {sorted(seen)}")
         d.stop()
-    finally:
-        p.send_signal(signal.SIGTERM)
-        p.wait(20)
 
 
 @test
 def a_disk_that_fails_is_tried_again_and_then_told(t):
-    t.need_fuse()
     path = made_model(t, "bad")
-    slow = t.dir / "disk"
-    slow.mkdir()
-    p = t.start("slow-disk", path, slow, "bad.gguf", "0", str(path.stat().st_size // 2))
-    try:
-        wait_for((slow / "bad.gguf").exists, "the disk")
-        d = t.daemon("--models", slow, config="loading: {retries: 1}\n")
+    with Disk(t, path, "bad.gguf", fails_from=path.stat().st_size // 2) as disk:
+        d = t.daemon("--models", disk.dir, config="loading: {retries: 1}\n")
         d.expect_log(r"hearthd: model bad is failed: .+")
         with d.client() as c:
             last = c.ask("COMPLETE", ("MODEL", "bad"), ("PROMPT", "a"))[-1]
         expect(last.get("CODE") == "load-failed", f"{last}")
         d.alive()
         d.stop()
-    finally:
-        p.send_signal(signal.SIGTERM)
-        p.wait(20)
 
 
 @test
 def a_load_can_be_ended_by_an_unload(t):
-    t.need_fuse()
-    path = made_model(t, "slow", "--dim", "256", "--layers", "4", "--ff", "1024")
-    slow = t.dir / "disk"
-    slow.mkdir()
-    p = t.start("slow-disk", path, slow, "slow.gguf", "100000")
-    try:
-        wait_for((slow / "slow.gguf").exists, "the slow disk")
-        d = t.daemon("--models", slow)
+    with Disk(t, slow_model(t), "slow.gguf", 100000) as disk:
+        d = t.daemon("--models", disk.dir)
         with d.client() as c, d.status_client() as s:
             request = c.request("COMPLETE", ("MODEL", "slow"), ("PROMPT", "a"))
             wait_for(lambda: s.ask("MODELS", ("MODEL", "slow"))[0].get("STATE") == "loading", "the load")
@@ -538,9 +503,6 @@ def a_load_can_be_ended_by_an_unload(t):
             expect(last.get("CODE") == "cancelled", f"{last}")
             wait_for(lambda: s.ask("MODELS", ("MODEL", "slow"))[0].get("STATE") == "cold", "cold")
         d.stop()
-    finally:
-        p.send_signal(signal.SIGTERM)
-        p.wait(20)
 
 
 @test

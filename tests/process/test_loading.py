@@ -4,21 +4,21 @@ import array
 import os
 import signal
 import socket
-import subprocess
 import time
 
+from lib.disk import Disk
 from lib.harness import expect, test, wait_for
+from lib.models import made_model, slow_model
 from lib.wire import Closed, frame, text_of
 
 STATES = r"hearthd: model \S+ is (queued|loading|warming|ready|draining|cold)"
+PACKED = ("--type", "q8_0")
 CLOSED = r"hearthd: connection \d+ of uid \d+ is closed: .+"
 
 
-def made_model(t, name="made", *flags):
-    path = t.dir / f"{name}.gguf"
-    t.run("make-model", "--out", path, "--dim", "64", "--layers", "2", "--vocab", "400", *flags,
-          err=".*")
-    return path
+def packed_model(t, name="made"):
+    """One whose weights are packed anew by a load."""
+    return made_model(t, name, *PACKED)
 
 
 def send_with(client, data, *fds):
@@ -39,43 +39,20 @@ def state_of(client, model):
     return replies[0].get("STATE") if replies[0].type == "ITEM" else None
 
 
+def answered(client, model):
+    """Whether it is asked a little, and answers."""
+    return client.ask("COMPLETE", ("MODEL", model), ("PROMPT", "a"), ("MAX_TOKENS", 2))[-1].type == "DONE"
+
+
 def descriptors(pid):
     return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-class Disk:
-    """A file system of its own that holds one file, can be slow, and can be stopped."""
-
-    def __init__(self, t, path, name, delay_us=0):
-        self.dir = t.dir / f"disk-{name}"
-        self.dir.mkdir()
-        self.file = self.dir / name
-        self.process = t.start("slow-disk", path, self.dir, name, str(delay_us))
-        wait_for(self.file.exists, "the disk")
-
-    def hang(self):
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self):
-        self.process.send_signal(signal.SIGCONT)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.go_on()
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
 
 
 # ---- a user's own file ----
 
 @test
 def a_file_of_ones_own_runs_and_goes_with_its_connection(t):
-    path = made_model(t)
+    path = packed_model(t)
     d = t.daemon(models=[path])
     options = (("PROMPT", "abc"), ("SEED", 7), ("MAX_TOKENS", 12), ("IGNORE_EOS", True))
     with d.client() as c:
@@ -98,7 +75,7 @@ def a_file_of_ones_own_runs_and_goes_with_its_connection(t):
 
 @test
 def hearth_runs_a_file(t):
-    path = made_model(t)
+    path = packed_model(t)
     d = t.daemon(models=[path])
     flags = ("--seed", 7, "--max-tokens", 12, "--ignore-eos")
     by_name = d.hearth("run", "made", "abc", *flags)
@@ -113,7 +90,7 @@ def hearth_runs_a_file(t):
 
 @test
 def descriptors_of_other_kinds_end_the_connection(t):
-    path = made_model(t)
+    path = packed_model(t)
     d = t.daemon()
     d.expect_log(CLOSED)
     readable = os.open(path, os.O_RDONLY)
@@ -152,7 +129,7 @@ def descriptors_of_other_kinds_end_the_connection(t):
 @test
 def a_file_of_somebody_else_is_not_there(t):
     t.need_root()
-    path = made_model(t)
+    path = packed_model(t)
     d = t.daemon()
     os.chmod(d.socket, 0o666)
     os.chmod(d.dir, 0o755)
@@ -178,12 +155,12 @@ def a_file_of_somebody_else_is_not_there(t):
                            ("HOLD", ())):
             last = other.ask(kind, ("MODEL", name), *more)[-1]
             expect(last.get("CODE") == "no-such-model", f"{kind}: {last}")
-        expect(owner.ask("COMPLETE", ("MODEL", name), ("PROMPT", "a"))[-1].type == "DONE", "its own")
+        expect(answered(owner, name), "its own")
 
 
 @test
 def files_are_counted_to_their_user(t):
-    path = made_model(t, "made", "--dim", "256", "--layers", "4", "--ff", "1024")
+    path = slow_model(t, "made", *PACKED)
     d = t.daemon(config=f"limits: {{memory_per_uid: {path.stat().st_size * 3}B}}\n")
     codes = []
     with d.client() as c, open(path, "rb") as file:
@@ -197,8 +174,7 @@ def files_are_counted_to_their_user(t):
 
 @test
 def a_file_that_hangs_harms_nobody_else(t):
-    t.need_fuse()
-    path = made_model(t)
+    path = packed_model(t)
     d = t.daemon(models=[path], config="loading: {timeout: 1s, max_concurrent: 1}\n")
     d.expect_log(r"hearthd: model file-\d+ is failed: .+")
     with Disk(t, path, "mine.gguf") as disk, d.client() as c:
@@ -206,8 +182,7 @@ def a_file_that_hangs_harms_nobody_else(t):
         disk.hang()
         send_with(c, frame("WARM", 9, ("WAIT", 1)), file)
         with d.client() as other:
-            last = other.ask("COMPLETE", ("MODEL", "made"), ("PROMPT", "a"), ("MAX_TOKENS", 2))[-1]
-            expect(last.type == "DONE", f"a load beside it: {last}")
+            expect(answered(other, "made"), "a load beside it")
             last = warm_file(other, file)[-1]
             expect(last.get("CODE") == "busy", f"a second one of the same user: {last}")
         last = c.replies(9)[-1]
@@ -224,8 +199,7 @@ def a_file_that_hangs_harms_nobody_else(t):
 
 @test
 def the_daemon_ends_beside_a_file_that_hangs(t):
-    t.need_fuse()
-    path = made_model(t)
+    path = packed_model(t)
     d = t.daemon()
     with Disk(t, path, "mine.gguf") as disk, d.client() as c:
         file = os.open(disk.file, os.O_RDONLY)
@@ -243,8 +217,7 @@ def the_daemon_ends_beside_a_file_that_hangs(t):
 
 @test
 def a_disk_that_hangs_takes_one_load_down_and_no_thread_for_ever(t):
-    t.need_fuse()
-    path = made_model(t)
+    path = packed_model(t)
     with Disk(t, path, "stuck.gguf") as disk:
         d = t.daemon("--models", disk.dir, models=[path],
                      config="loading: {timeout: 1s, max_concurrent: 1}\n")
@@ -254,19 +227,16 @@ def a_disk_that_hangs_takes_one_load_down_and_no_thread_for_ever(t):
             request = c.request("COMPLETE", ("MODEL", "stuck"), ("PROMPT", "a"))
             last = c.replies(request)[-1]
             expect(last.get("CODE") == "load-failed", f"{last}")
-            last = other.ask("COMPLETE", ("MODEL", "made"), ("PROMPT", "a"), ("MAX_TOKENS", 2))[-1]
-            expect(last.type == "DONE", f"the next load: {last}")
+            expect(answered(other, "made"), "the next load")
             expect(d.metric("loader_threads_abandoned_total") >= 1, "nothing was abandoned")
             disk.go_on()
-            wait_for(lambda: c.ask("COMPLETE", ("MODEL", "stuck"), ("PROMPT", "a"),
-                                   ("MAX_TOKENS", 2))[-1].type == "DONE", "the load that was given up")
+            wait_for(lambda: answered(c, "stuck"), "the load that was given up")
         d.stop()
 
 
 @test
 def a_directory_that_hangs_is_given_up(t):
-    t.need_fuse()
-    path = made_model(t)
+    path = packed_model(t)
     with Disk(t, path, "there.gguf") as disk:
         d = t.daemon("--models", disk.dir, models=[path],
                      config="loading: {timeout: 1s, max_concurrent: 1}\n")
@@ -275,8 +245,7 @@ def a_directory_that_hangs_is_given_up(t):
         disk.hang()
         with d.client() as c, d.client() as other:
             request = c.request("COMPLETE", ("MODEL", "nonesuch"), ("PROMPT", "a"))
-            last = other.ask("COMPLETE", ("MODEL", "made"), ("PROMPT", "a"), ("MAX_TOKENS", 2))[-1]
-            expect(last.type == "DONE", f"beside it: {last}")
+            expect(answered(other, "made"), "one beside it")
             expect(c.replies(request)[-1].get("CODE") == "no-such-model", "the look that hangs")
             disk.go_on()
         d.stop()
@@ -284,8 +253,7 @@ def a_directory_that_hangs_is_given_up(t):
 
 @test
 def a_deadline_is_kept_while_its_model_loads(t):
-    t.need_fuse()
-    path = made_model(t, "slow", "--dim", "256", "--layers", "4", "--ff", "1024")
+    path = slow_model(t, "slow", *PACKED)
     with Disk(t, path, "slow.gguf", 200000) as disk:
         d = t.daemon("--models", disk.dir)
         with d.client() as c:
@@ -299,8 +267,7 @@ def a_deadline_is_kept_while_its_model_loads(t):
 
 @test
 def a_killed_daemon_leaves_nothing_behind_but_its_socket(t):
-    t.need_fuse()
-    path = made_model(t, "slow", "--dim", "256", "--layers", "4", "--ff", "1024")
+    path = slow_model(t, "slow", *PACKED)
     with Disk(t, path, "slow.gguf", 50000) as disk:
         d = t.daemon("--models", disk.dir)
         with d.client() as c:
@@ -315,21 +282,20 @@ def a_killed_daemon_leaves_nothing_behind_but_its_socket(t):
                 pass
         again = t.daemon("--models", disk.dir, name="e")
         with again.client() as c:
-            last = c.ask("COMPLETE", ("MODEL", "slow"), ("PROMPT", "a"), ("MAX_TOKENS", 1))[-1]
-            expect(last.type == "DONE", f"{last}")
+            expect(answered(c, "slow"), "the next daemon")
         again.stop()
 
 
 @test
 def a_file_that_vanishes_or_changes_is_told_or_found_again(t):
-    path = made_model(t, "one")
+    path = packed_model(t, "one")
     d = t.daemon()
     d.expect_log(r"hearthd: model one is failed: .+")
     target = d.models_dir / "one.gguf"
     target.write_bytes(path.read_bytes())
     ask = (("MODEL", "one"), ("PROMPT", "a"), ("MAX_TOKENS", 1))
     with d.client() as c:
-        wait_for(lambda: c.ask("COMPLETE", *ask)[-1].type == "DONE", "the new file", 30)
+        wait_for(lambda: answered(c, "one"), "the new file", 30)
         c.ask("UNLOAD", ("MODEL", "one"))
         wait_for(lambda: state_of(c, "one") == "cold", "cold")
         target.unlink()
@@ -338,14 +304,14 @@ def a_file_that_vanishes_or_changes_is_told_or_found_again(t):
         target.write_bytes(path.read_bytes()[:5000])
         expect(c.ask("COMPLETE", *ask)[-1].get("CODE") == "load-failed", "a cut file")
         target.write_bytes(path.read_bytes())
-        expect(c.ask("COMPLETE", *ask)[-1].type == "DONE", "the whole file again")
+        expect(answered(c, "one"), "the whole file again")
 
 
 # ---- needs ----
 
 @test
 def needs_are_loaded_first_and_bad_ones_refused(t):
-    base, top = made_model(t, "base"), made_model(t, "top")
+    base, top = packed_model(t, "base"), packed_model(t, "top")
     d = t.daemon(models=[base, top], config="models: {top: {needs: [base]}}\n")
     d.hearth("warm", "--wait", "top", err=None)
     with d.client() as c:
@@ -361,10 +327,9 @@ def needs_are_loaded_first_and_bad_ones_refused(t):
 
 @test
 def a_synchronous_load_serves_all_the_same(t):
-    path = made_model(t)
+    path = packed_model(t)
     d = t.daemon(models=[path], config="loading: {async: no}\n")
     with d.client() as c:
-        last = c.ask("COMPLETE", ("MODEL", "made"), ("PROMPT", "a"), ("MAX_TOKENS", 2))[-1]
-        expect(last.type == "DONE", f"{last}")
+        expect(answered(c, "made"), "a model")
         with open(path, "rb") as file:  # of a file of somebody's own the daemon never waits
             expect(warm_file(c, file.fileno())[-1].type == "DONE", "a file")

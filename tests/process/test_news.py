@@ -3,20 +3,11 @@ import json
 import time
 
 from lib.harness import expect, test, wait_for
+from lib.models import made_models
 from lib.wire import Closed
 
 MODEL = ("MODEL", "ember")
 CYCLE = ["queued", "loading", "warming", "ready", "draining", "cold"]
-
-
-def made_models(t, *names):
-    """Models of about a megabyte each."""
-    paths = []
-    for seed, name in enumerate(names):
-        paths.append(t.dir / f"{name}.gguf")
-        t.run("make-model", "--out", paths[-1], "--dim", "64", "--layers", "2", "--heads", "4",
-              "--kv-heads", "2", "--ff", "2048", "--vocab", "3000", "--type", "f32", "--seed", str(seed))
-    return paths
 
 
 class News:

@@ -6,16 +6,10 @@ import signal
 import subprocess
 
 from lib.harness import BUILD, ROOT, Skip, expect, test, wait_for
+from lib.models import made_model
 from lib.wire import Client, text_of
 
 CONFIG = "drain_timeout: 100ms\n"
-
-
-def made_model(t):
-    path = t.dir / "made.gguf"
-    t.run("make-model", "--out", path, "--dim", "64", "--layers", "2", "--heads", "4",
-          "--kv-heads", "2", "--ff", "128", "--vocab", "400", "--context", "2048", "--type", "f16")
-    return path
 
 
 def telling(t, d, times, pause_bytes):

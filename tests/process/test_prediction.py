@@ -4,18 +4,10 @@ import random
 import time
 
 from lib.harness import expect, test, wait_for
+from lib.models import made_models
 
 NAMES = tuple("abcdefgh")
 ROUND_S = 1.05  # requests for a model that come closer together than a second count as one
-
-
-def made_models(t):
-    paths = []
-    for seed, name in enumerate(NAMES):
-        paths.append(t.dir / f"{name}.gguf")
-        t.run("make-model", "--out", paths[-1], "--dim", "64", "--layers", "2", "--heads", "4",
-              "--kv-heads", "2", "--ff", "2048", "--vocab", "3000", "--type", "f32", "--seed", str(seed))
-    return paths
 
 
 def history_of(d):
@@ -62,7 +54,7 @@ def ready_before_asked(d, c, rounds):
 
 @test
 def what_always_follows_is_ready_before_it_is_asked_for(t):
-    paths = made_models(t)
+    paths = made_models(t, *NAMES)
     d = t.daemon(models=paths, config=config_for(paths, 4))
     with d.client() as c:
         go_round(c, 6)
@@ -76,7 +68,7 @@ def what_always_follows_is_ready_before_it_is_asked_for(t):
 
 @test
 def a_random_order_leaves_it_silent(t):
-    paths = made_models(t)
+    paths = made_models(t, *NAMES)
     d = t.daemon(models=paths, config=config_for(paths, 4))
     chance = random.Random(1)
     with d.client() as c:
@@ -90,7 +82,7 @@ def a_random_order_leaves_it_silent(t):
 
 @test
 def a_dry_run_counts_and_loads_nothing(t):
-    paths = made_models(t)
+    paths = made_models(t, *NAMES)
     d = t.daemon(models=paths, config=config_for(paths, 4, "loading: {prediction: dry-run}\n"))
     with d.client() as c:
         go_round(c, 8)
@@ -102,7 +94,7 @@ def a_dry_run_counts_and_loads_nothing(t):
 
 @test
 def prediction_off_is_plain_lru(t):
-    paths = made_models(t)
+    paths = made_models(t, *NAMES)
     d = t.daemon(models=paths, config=config_for(paths, 4, "loading: {prediction: off}\n"))
     with d.client() as c:
         go_round(c, 6)
@@ -112,7 +104,7 @@ def prediction_off_is_plain_lru(t):
 
 @test
 def a_habit_outlives_the_daemon_and_damage_is_discarded_with_a_warning(t):
-    paths = made_models(t)
+    paths = made_models(t, *NAMES)
     d = t.daemon(models=paths, config=config_for(paths, 4))
     with d.client() as c:
         go_round(c, 6)
@@ -134,7 +126,7 @@ def a_habit_outlives_the_daemon_and_damage_is_discarded_with_a_warning(t):
 
 @test
 def an_eviction_says_for_whom_and_why(t):
-    paths = made_models(t)
+    paths = made_models(t, *NAMES)
     d = t.daemon(models=paths, config=config_for(paths, 2))
     with d.client() as c:
         for name in NAMES[:3]:
@@ -146,7 +138,7 @@ def an_eviction_says_for_whom_and_why(t):
 
 @test
 def what_is_larger_than_the_budget_is_refused_with_the_numbers(t):
-    paths = made_models(t)
+    paths = made_models(t, *NAMES)
     d = t.daemon(models=paths, config="memory_budget: 16MiB\nengine: {kv_budget: 15MiB}\n")
     d.expect_log(r"hearthd: model \S+ is failed: .*")
     with d.client() as c:
@@ -158,7 +150,7 @@ def what_is_larger_than_the_budget_is_refused_with_the_numbers(t):
 
 @test
 def an_eager_model_comes_back_when_there_is_room(t):
-    paths = made_models(t)
+    paths = made_models(t, *NAMES)
     d = t.daemon(models=paths, config=config_for(paths, 2, "models: {a: {preload: eager}}\n"))
     with d.client() as c:
         wait_for(lambda: state_of(c, "a") == "ready", "the eager model at the start")

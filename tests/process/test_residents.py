@@ -4,6 +4,7 @@ import random
 import threading
 
 from lib.harness import expect, test, wait_for
+from lib.models import made_models
 from lib.wire import text_of
 
 N_CLIENTS, OPERATIONS = 16, 1000
@@ -12,15 +13,6 @@ NAMES = ("a", "b", "c", "d")
 # How an operation may end other than with `done`: unloaded while it loaded, no room beside what is held
 # and pinned, drained for too long.
 ALLOWED = {"cancelled", "no-memory", "shutting-down"}
-
-
-def made_models(t):
-    paths = []
-    for seed, name in enumerate(NAMES):
-        paths.append(t.dir / f"{name}.gguf")
-        t.run("make-model", "--out", paths[-1], "--dim", "64", "--layers", "2", "--heads", "4",
-              "--kv-heads", "2", "--ff", "2048", "--vocab", "3000", "--type", "f32", "--seed", str(seed))
-    return paths
 
 
 def ask_text(name):
@@ -110,7 +102,7 @@ class Client:
 
 @test
 def a_thousand_random_operations_leave_every_answer_right_and_nothing_behind(t):
-    paths = made_models(t)
+    paths = made_models(t, *NAMES)
     kib = paths[0].stat().st_size // 1024
     d = t.daemon(models=paths, config="memory_budget: 16MiB\n"
                                       f"engine: {{kv_budget: {16 * 1024 - kib * 5 // 2}KiB}}\n")

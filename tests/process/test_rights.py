@@ -5,6 +5,7 @@ import time
 
 from lib import users
 from lib.harness import expect, test, wait_for
+from lib.models import made_models
 from lib.users import NOBODY, SOMEBODY, client_of, on_behalf_of, open_to_all
 from lib.wire import Closed
 
@@ -186,11 +187,7 @@ def holds_have_a_bound_for_each_user_also_for_whom_is_spoken(t):
 @test
 def a_user_s_holds_keep_no_more_memory_than_allowed(t):
     t.need_root()
-    models = []
-    for i in range(3):
-        models.append(t.dir / f"m{i}.gguf")
-        t.run("make-model", "--out", models[-1], "--dim", "64", "--layers", "2", "--heads", "4",
-              "--kv-heads", "2", "--ff", "2048", "--vocab", "3000", "--type", "f32", "--seed", str(i))
+    models = made_models(t, "m0", "m1", "m2")
     size = models[0].stat().st_size // 1024
     limit = size * 5 // 2  # of three models, two fit
     d = t.daemon(models=models, config=f"memory_budget: 64MiB\n"

@@ -5,6 +5,7 @@ import struct
 import threading
 
 from lib.harness import expect, listening, test, wait_for
+from lib.models import made_model
 from lib.wire import text_of
 
 STORY = "stories260K-f32"
@@ -13,14 +14,6 @@ GREEDY = (("MODEL", STORY), ("TEMPERATURE", 0.0))
 
 def daemon_with_story(t, **more):
     return t.daemon(models=[t.golden(f"models/{STORY}.gguf")], **more)
-
-
-def made_model(t, name="made", *flags):
-    path = t.dir / f"{name}.gguf"
-    t.run("make-model", "--out", path, "--dim", "64", "--layers", "2", "--heads", "4",
-          "--kv-heads", "2", "--ff", "128", "--vocab", "400", "--context", "256",
-          "--type", "f16", *flags)
-    return path
 
 
 def golden_case(t):

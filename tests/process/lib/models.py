@@ -1,4 +1,4 @@
-"""A small model made on the spot, and a daemon that has it ready."""
+"""Small models made on the spot, and a daemon that has one ready."""
 
 
 def made_model(t, name="made", *flags):
@@ -7,6 +7,17 @@ def made_model(t, name="made", *flags):
           "--kv-heads", "2", "--ff", "128", "--vocab", "400", "--context", "8192",
           "--type", "f16", *flags)
     return path
+
+
+def slow_model(t, name="slow", *flags):
+    """One whose steps and loads take long enough to meet it in the middle."""
+    return made_model(t, name, "--dim", "256", "--layers", "4", "--ff", "1024", *flags)
+
+
+def made_models(t, *names):
+    """Models that count in a budget, of one size and different texts."""
+    return [made_model(t, name, "--ff", "2048", "--vocab", "3000", "--type", "f32", "--seed", str(seed))
+            for seed, name in enumerate(names)]
 
 
 def ready_daemon(t, **more):
