@@ -6,7 +6,6 @@
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -16,6 +15,7 @@
 #include <unistd.h>
 
 #include "lib/cleanup.h"
+#include "lib/thread.h"
 
 /* Looks at a word this many times before sleeping on it: some 20 us, several barriers. */
 #define TEAM_SPINS 4000u
@@ -112,7 +112,6 @@ static void *helper_main(void *userdata)
     struct team *team = helper->team;
     uint32_t seen = 0, now;
 
-    pthread_setname_np(pthread_self(), "hearth-compute");
     while (!atomic_load(&team->stop)) {
         now = atomic_load_explicit(&team->epoch, memory_order_acquire);
         if (now == seen) {
@@ -216,7 +215,6 @@ static uint32_t cpus_allowed(void)
 int team_new(uint32_t threads, struct team **ret_team, struct fault *ret_fault)
 {
     struct team *team;
-    sigset_t all, before;
     size_t bytes;
     int r = 0;
 
@@ -228,17 +226,14 @@ int team_new(uint32_t threads, struct team **ret_team, struct fault *ret_fault)
         return fault_set(ret_fault, -ENOMEM, "no memory for a team of %u threads", threads);
     memset(team, 0, bytes);
     team->n_threads = 1;
-    /* signals are the main thread's */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     for (uint32_t i = 0; i + 1 < threads && r == 0; i++) {
         team->helpers[i].team = team;
         team->helpers[i].number = i + 1;
-        r = -pthread_create(&team->helpers[i].thread, NULL, helper_main, &team->helpers[i]);
+        r = thread_start(&team->helpers[i].thread, "hearth-compute", helper_main,
+                         &team->helpers[i]);
         if (r == 0)
             team->n_threads++;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (r < 0) {
         team_free(team);
         return fault_set(ret_fault, r, "cannot start %u compute threads: %s", threads,

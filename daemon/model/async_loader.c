@@ -5,7 +5,6 @@
 #include <linux/ioprio.h>
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -13,6 +12,7 @@
 
 #include "daemon/model/pacer.h"
 #include "lib/cleanup.h"
+#include "lib/thread.h"
 
 /* A read that hangs (a dead network disk) does not hang the end of the daemon longer than this. */
 #define LOADER_STOP_S 2
@@ -377,8 +377,6 @@ static void *thread_main(void *argument)
     struct loader_thread *self = argument;
     struct loader *loader = self->loader;
 
-    pthread_setname_np(pthread_self(),
-                       self->role == THREAD_IDLE ? "hearth-preload" : "hearth-loader");
     if (self->role == THREAD_IDLE)
         become_idle();
     pthread_mutex_lock(&loader->lock);
@@ -419,17 +417,14 @@ static void reap(struct loader *loader)
 static int start_thread(struct loader *loader, enum thread_role role, struct load_task *sole)
 {
     struct loader_thread *self = calloc(1, sizeof(*self));
-    sigset_t all, old;
     int r;
 
     if (!self)
         return -ENOMEM;
     *self = (struct loader_thread){
         .loader = loader, .role = role, .sole = sole, .next = loader->threads};
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    r = -pthread_create(&self->thread, NULL, thread_main, self);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    r = thread_start(&self->thread, role == THREAD_IDLE ? "hearth-preload" : "hearth-loader",
+                     thread_main, self);
     if (r < 0) {
         free(self);
         return r;

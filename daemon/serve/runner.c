@@ -6,7 +6,6 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +15,7 @@
 #include "daemon/queue.h"
 #include "daemon/serve/pressure.h"
 #include "lib/cleanup.h"
+#include "lib/thread.h"
 
 /* How often, while busy, CPU and run-queue delay are read. */
 #define ACCOUNT_EVERY_US 100000u
@@ -914,7 +914,6 @@ static void *runner_main(void *argument)
 {
     struct runner *runner = argument;
 
-    pthread_setname_np(pthread_self(), "hearth-engine");
     runner->schedstat_fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
     for (;;) {
         uint64_t now, wake_us, sleep_us;
@@ -951,14 +950,8 @@ static void *runner_main(void *argument)
 
 static int start_thread(struct runner *runner, struct fault *ret_fault)
 {
-    sigset_t all, old;
-    int r;
+    int r = thread_start(&runner->thread, "hearth-engine", runner_main, runner);
 
-    /* Signals are the reactor's. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    r = -pthread_create(&runner->thread, NULL, runner_main, runner);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (r < 0)
         return fault_set(ret_fault, r, "cannot start the engine thread: %s", strerror(-r));
     return 0;

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,6 +10,7 @@
 #include "daemon/queue.h"
 #include "daemon/serve/text_turns.h"
 #include "lib/cleanup.h"
+#include "lib/thread.h"
 
 enum message_kind { MESSAGE_TEXT, MESSAGE_STOP };
 
@@ -76,7 +76,6 @@ static void *text_main(void *argument)
     struct pollfd pollfd = {.fd = queue_fd(thread->in), .events = POLLIN};
     struct text_turns turns = {0};
 
-    pthread_setname_np(pthread_self(), "hearth-text");
     while (take_new(thread, &turns)) {
         struct request *request = text_turns_take(&turns);
         struct message message = {.kind = MESSAGE_TEXT, .subject = request};
@@ -94,7 +93,6 @@ static void *text_main(void *argument)
 int text_thread_new(size_t max_requests, struct text_thread **ret_thread, struct fault *ret_fault)
 {
     struct text_thread *thread = calloc(1, sizeof(*thread));
-    sigset_t all, old;
     int r = thread ? 0 : -ENOMEM;
 
     if (r == 0)
@@ -102,10 +100,7 @@ int text_thread_new(size_t max_requests, struct text_thread **ret_thread, struct
     if (r == 0)
         r = queue_new(max_requests + 1, &thread->out);
     if (r == 0) {
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &old);
-        r = -pthread_create(&thread->thread, NULL, text_main, thread);
-        pthread_sigmask(SIG_SETMASK, &old, NULL);
+        r = thread_start(&thread->thread, "hearth-text", text_main, thread);
         thread->started = r == 0;
     }
     if (r < 0) {

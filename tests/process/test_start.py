@@ -1,4 +1,8 @@
 """Starting: flags, configuration files, and what is said about wrong ones."""
+import contextlib
+import signal
+from pathlib import Path
+
 from lib.harness import ROOT, expect, test
 
 
@@ -65,3 +69,23 @@ def a_missing_configuration_is_told_by_its_name(t):
 def print_keys_is_the_document(t):
     r = t.run("hearthd", "--print-keys")
     expect(r.out == (ROOT / "docs/configuration.md").read_text(), "docs/configuration.md is old")
+
+
+@test
+def threads_have_names_and_leave_signals_to_the_first(t):
+    d = t.daemon()
+    d.alive()
+
+    def of(task):
+        fields = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+        return fields["Name"].strip(), int(fields["SigBlk"], 16)
+
+    tasks = Path(f"/proc/{d.pid}/task")
+    names = {}
+    for task in tasks.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has ended
+            names.setdefault(*of(task))
+    expect({"hearthd", "hearth-engine", "hearth-text", "hearth-loader"} <= set(names), f"{names}")
+    for name, blocked in names.items():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1):
+            expect(name == "hearthd" or blocked >> (number - 1) & 1, f"{name} may take {number.name}")
