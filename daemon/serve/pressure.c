@@ -8,18 +8,26 @@
 #include "daemon/serve/request.h"
 #include "lib/cleanup.h"
 
+/* Requests that have a sequence. */
+struct holders {
+    struct request *first, *last;
+};
+
 /* A user; kept for the daemon's life, as the batcher keeps his engine time. */
 struct payer {
     uint32_t uid;
     struct kv_account account;
+    struct holders parked; /* of his, the longest parked first */
     struct payer *next;
 };
 
 struct pressure {
     struct pressure_options options;
     struct payer *payers;
-    struct request *holders; /* those that have a sequence */
-    struct request *parked_first, *parked_last;
+    struct holders running; /* that are not parked: who may give way after those */
+    struct request *parked_first, *parked_last; /* with a sequence or without */
+    uint32_t n_holders;                         /* running and parked */
+    uint64_t n_parkings, parked_bytes;
     /* Is in an open step and gives way when that is over; one at a time. */
     struct request *doomed;
 };
@@ -88,31 +96,60 @@ void pressure_stats(const struct pressure *pressure, struct pressure_stats *ret_
 
     for (const struct payer *payer = pressure->payers; payer; payer = payer->next)
         stats.most_uid_bytes = MAX(stats.most_uid_bytes, payer->account.bytes);
-    for (const struct request *r = pressure->parked_first; r; r = r->kv.parked_next)
-        stats.parked_bytes += r->sequence ? sequence_bytes(r->sequence) : 0;
+    stats.parked_bytes = pressure->parked_bytes;
     *ret_stats = stats;
 }
 
 /* ---- who has a sequence, who is parked ---- */
 
+static struct holders *holders_of(struct pressure *pressure, struct request *request)
+{
+    return request->kv.is_parked ? &request->kv.payer->parked : &pressure->running;
+}
+
+/* It has a sequence. */
 static void holder_add(struct pressure *pressure, struct request *request)
 {
-    request->kv.previous = NULL;
-    request->kv.next = pressure->holders;
-    if (pressure->holders)
-        pressure->holders->kv.previous = request;
-    pressure->holders = request;
+    struct holders *holders = holders_of(pressure, request);
+
+    request->kv.previous = holders->last;
+    request->kv.next = NULL;
+    if (holders->last)
+        holders->last->kv.next = request;
+    else
+        holders->first = request;
+    holders->last = request;
+    pressure->n_holders++;
+    if (request->kv.is_parked)
+        pressure->parked_bytes += sequence_bytes(request->sequence);
 }
 
 static void holder_remove(struct pressure *pressure, struct request *request)
 {
+    struct holders *holders = holders_of(pressure, request);
+
     if (request->kv.previous)
         request->kv.previous->kv.next = request->kv.next;
     else
-        pressure->holders = request->kv.next;
+        holders->first = request->kv.next;
     if (request->kv.next)
         request->kv.next->kv.previous = request->kv.previous;
+    else
+        holders->last = request->kv.previous;
     request->kv.previous = request->kv.next = NULL;
+    pressure->n_holders--;
+    if (request->kv.is_parked)
+        pressure->parked_bytes -= sequence_bytes(request->sequence);
+}
+
+/* It is parked, or it is not: among those that have a sequence it stands elsewhere. */
+static void set_parked(struct pressure *pressure, struct request *request, bool parked)
+{
+    if (request->sequence)
+        holder_remove(pressure, request);
+    request->kv.is_parked = parked;
+    if (request->sequence)
+        holder_add(pressure, request);
 }
 
 static void release(struct pressure *pressure, struct request *request)
@@ -135,7 +172,8 @@ void pressure_park(struct pressure *pressure, struct request *request)
 {
     if (request->kv.is_parked)
         return;
-    request->kv.is_parked = true;
+    set_parked(pressure, request, true);
+    request->kv.parked_serial = ++pressure->n_parkings;
     request->kv.parked_us = clock_now_us(pressure->options.clock);
     request->kv.parked_next = NULL;
     request->kv.parked_previous = pressure->parked_last;
@@ -150,7 +188,7 @@ void pressure_unpark(struct pressure *pressure, struct request *request)
 {
     if (!request->kv.is_parked)
         return;
-    request->kv.is_parked = false;
+    set_parked(pressure, request, false);
     if (request->kv.parked_previous)
         request->kv.parked_previous->kv.parked_next = request->kv.parked_next;
     else
@@ -176,10 +214,17 @@ static void give_way(struct pressure *pressure, struct request *request)
 /* The parked one that gives way first: of this user, or of any (NULL). */
 static struct request *find_parked(const struct pressure *pressure, const struct payer *payer)
 {
-    for (struct request *r = pressure->parked_first; r; r = r->kv.parked_next)
-        if (r->sequence && (!payer || r->kv.payer == payer))
-            return r;
-    return NULL;
+    struct request *longest = NULL;
+
+    if (payer)
+        return payer->parked.first;
+    for (payer = pressure->payers; payer; payer = payer->next) {
+        struct request *first = payer->parked.first;
+
+        if (first && (!longest || first->kv.parked_serial < longest->kv.parked_serial))
+            longest = first;
+    }
+    return longest;
 }
 
 static bool take_parked(struct pressure *pressure, const struct payer *payer)
@@ -195,8 +240,8 @@ static const struct request *oldest_holder(const struct pressure *pressure)
 {
     const struct request *oldest = NULL;
 
-    for (const struct request *r = pressure->holders; r; r = r->kv.next)
-        if (!r->kv.is_parked && (!oldest || r->job.serial < oldest->job.serial))
+    for (const struct request *r = pressure->running.first; r; r = r->kv.next)
+        if (!oldest || r->job.serial < oldest->job.serial)
             oldest = r;
     return oldest;
 }
@@ -224,9 +269,8 @@ static struct request *victim_of_growth(const struct pressure *pressure,
     const struct request *oldest = oldest_holder(pressure);
     struct request *victim = NULL;
 
-    for (struct request *r = pressure->holders; r; r = r->kv.next)
-        if (r != oldest && !r->kv.is_parked &&
-            (!victim || gives_way_before(r, victim, request->runner_model)))
+    for (struct request *r = pressure->running.first; r; r = r->kv.next)
+        if (r != oldest && (!victim || gives_way_before(r, victim, request->runner_model)))
             victim = r;
     return victim;
 }
@@ -236,7 +280,7 @@ struct need {
     const struct request *request;
     uint64_t bytes;
     bool waited;                  /* for memory, and for long */
-    const struct request *oldest; /* that runs */
+    const struct request *oldest; /* that runs; only looked for where it has waited */
 };
 
 /* Whether `r` gives way to one that begins: of a user who holds more than his share, where the
@@ -248,7 +292,7 @@ static bool gives_way_to(const struct pressure *pressure, const struct request *
     const struct payer *own = need->request->kv.payer;
     uint64_t bytes = r->kv.payer->account.bytes, wanted = own->account.bytes + need->bytes;
 
-    if (r->kv.is_parked || r->job.known < r->kv.safe_tokens)
+    if (r->job.known < r->kv.safe_tokens)
         return false;
     if (r->kv.payer != own && bytes > pressure->options.per_uid_bytes &&
         wanted <= pressure->options.per_uid_bytes)
@@ -263,7 +307,7 @@ static struct request *victim_of_beginning(const struct pressure *pressure, cons
 {
     struct request *victim = NULL;
 
-    for (struct request *r = pressure->holders; r; r = r->kv.next)
+    for (struct request *r = pressure->running.first; r; r = r->kv.next)
         if (gives_way_to(pressure, r, need) && (!own || r->kv.payer == need->request->kv.payer) &&
             (!victim || gives_way_before(r, victim, need->request->runner_model)))
             victim = r;
@@ -279,7 +323,7 @@ static bool would_do(const struct pressure *pressure, const struct need *need)
 
     engine_kv_stats(pressure->options.engine, &kv);
     bytes = kv.budget_bytes - kv.used_bytes;
-    for (const struct request *r = pressure->holders; r; r = r->kv.next)
+    for (const struct request *r = pressure->running.first; r; r = r->kv.next)
         if (gives_way_to(pressure, r, need))
             bytes += sequence_bytes(r->sequence);
     return bytes >= need->bytes;
@@ -380,7 +424,7 @@ static void begun(struct pressure *pressure, struct request *request)
 static int denied(struct pressure *pressure, struct request *request, int error)
 {
     /* Whoever has been computed before must not fail: others' ends bring memory. */
-    if (error == -ENOMEM && request->kv.n_computed > 0 && pressure->holders)
+    if (error == -ENOMEM && request->kv.n_computed > 0 && pressure->n_holders > 0)
         error = -EAGAIN;
     if ((error == -EAGAIN || error == -EDQUOT) && !request->kv.short_us)
         request->kv.short_us = clock_now_us(pressure->options.clock);
@@ -414,10 +458,11 @@ int pressure_begin(struct pressure *pressure, struct request *request, struct mo
         .request = request,
         .bytes = engine_kv_bytes(pressure->options.engine, model, start.reserve_tokens),
         .waited = has_waited(pressure, request),
-        .oldest = oldest_holder(pressure),
     };
     int r;
 
+    if (need.waited)
+        need.oldest = oldest_holder(pressure);
     if (request->n_ids > context_tokens)
         return -ENOSPC;
     request->kv.payer = payer_get(pressure, request->job.uid);

@@ -38,13 +38,15 @@ struct request;
 
 /* What is known here of a request; embedded in it, zero at first. */
 struct holding {
-    struct payer *payer;                           /* its user, once it has asked for memory */
-    struct request *previous, *next;               /* those that have a sequence, in no order */
-    struct request *parked_previous, *parked_next; /* those that are parked, the longest first */
+    struct payer *payer; /* its user, once it has asked for memory */
+    /* Among those that have a sequence: of those that run, in no order, or of its user's parked
+     * ones, the longest first. */
+    struct request *previous, *next;
+    struct request *parked_previous, *parked_next; /* all that are parked, the longest first */
     bool is_parked;
-    uint64_t parked_us;
-    uint64_t tried_us;    /* it last found that not enough would give way to it */
-    uint64_t short_us;    /* it has been waiting for memory since; 0: it has not */
+    uint64_t parked_us, parked_serial; /* since when, and in which order */
+    uint64_t tried_us;                 /* it last found that not enough would give way to it */
+    uint64_t short_us;                 /* it has been waiting for memory since; 0: it has not */
     uint32_t safe_tokens; /* it need not give way to others' shares before it knows so many */
     uint32_t n_computed;  /* tokens that were computed before it gave way */
 };

@@ -235,7 +235,8 @@ static bool slice(struct world *world)
 static void check(const struct world *world)
 {
     struct engine_kv_stats kv;
-    uint64_t paid = 0;
+    struct pressure_stats stats;
+    uint64_t paid = 0, parked = 0;
 
     for (uint32_t uid = 0; uid < 4; uid++)
         paid += pressure_uid_bytes(world->pressure, uid);
@@ -246,7 +247,12 @@ static void check(const struct world *world)
         const struct request *r = world->live[i];
         cr_assert_eq(r->job.admitted, r->sequence != NULL);
         cr_assert(r->job.fed <= r->job.known && r->job.fed <= r->job.room);
+        if (r->kv.is_parked && r->sequence)
+            parked += sequence_bytes(r->sequence);
     }
+    pressure_stats(world->pressure, &stats);
+    cr_assert_eq(stats.parked_bytes, parked, "%lu parked bytes, not %lu", stats.parked_bytes,
+                 parked);
 }
 
 static uint64_t preemptions(const struct world *world)
@@ -713,5 +719,7 @@ Test(pressure, the_figures_name_parked_memory_and_the_largest_user)
     park(world, a);
     pressure_stats(world->pressure, &stats);
     cr_expect_eq(stats.parked_bytes, 5 * world->tile_bytes);
+    unpark(world, a);
+    check(world);
     world_free(world);
 }
