@@ -54,6 +54,27 @@ static void list_insert(struct job_list *list, struct job *job)
     list->n++;
 }
 
+/* Running ones stand by priority, then in the order of arrival, whoever's they are. */
+static void list_insert_running(struct job_list *list, struct job *job)
+{
+    struct job *previous = list->tail;
+
+    while (previous && job_goes_before(job, previous))
+        previous = previous->previous;
+    if (previous == list->tail) {
+        list_append(list, job);
+        return;
+    }
+    job->previous = previous;
+    job->next = previous ? previous->next : list->head;
+    job->next->previous = job;
+    if (previous)
+        previous->next = job;
+    else
+        list->head = job;
+    list->n++;
+}
+
 static void list_remove(struct job_list *list, struct job *job)
 {
     if (job->previous)
@@ -270,10 +291,11 @@ static void foresee(struct job *job)
     const struct forecast *forecast = &job->lane->forecast;
     uint32_t left =
         job->prompt + job->most_tokens - MIN(job->known, job->prompt + job->most_tokens);
+    double least_tokens = MAX(0.0, forecast->least_tokens - (job->known - job->prompt));
 
     job->foreseen_prompt = (uint32_t)(forecast->least_fresh * (job->known - job->fed));
     job->foreseen_prompt = MAX(job->foreseen_prompt, MIN(job->least_prompt, job->known - job->fed));
-    job->foreseen_tokens = (uint32_t)MIN(forecast->least_tokens, (double)left);
+    job->foreseen_tokens = (uint32_t)MIN(least_tokens, (double)left);
 }
 
 static void job_wait(struct batcher *batcher, struct job *job)
@@ -440,16 +462,28 @@ static struct job *share_next(const struct share *share)
     return NULL;
 }
 
+/* Columns that the job has in the next step, as far as that can be said before it is composed. */
+static uint32_t planned_columns(const struct job *job)
+{
+    return MIN(job->known - job->fed, lane_column_budget(job->lane));
+}
+
+/* The engine time that a user will have had when the step that is composed is done. */
+static double planned_us(const struct share *share)
+{
+    return share->account->virtual_us + share->lane->us_per_column * (double)share->columns;
+}
+
 /* The waiting job that is next in the lane: of the user with the least engine time. */
 static struct job *next_waiting(const struct lane *lane)
 {
-    const struct account *least = NULL;
+    double least_us = 0, us;
     struct job *next = NULL, *job;
 
     for (const struct share *share = lane->shares; share; share = share->next)
-        if ((!least || share->account->virtual_us < least->virtual_us) &&
-            (job = share_next(share))) {
-            least = share->account;
+        if (!share->settled && (job = share_next(share)) &&
+            (us = planned_us(share), !next || us < least_us)) {
+            least_us = us;
             next = job;
         }
     return next;
@@ -505,6 +539,16 @@ static void job_refuse(struct batcher *batcher, struct job *job)
     list_append(&batcher->refused, job);
 }
 
+/* A job that left its list waits for what another one computes. */
+static void job_hold(struct batcher *batcher, struct job *job)
+{
+    job->state = JOB_HELD;
+    list_append(&job->lane->held, job);
+    batcher->n_waiting++;
+    batcher->n_held++;
+    batcher->held_ever++;
+}
+
 uint32_t lane_places(const struct lane *lane)
 {
     return MIN(lane->batcher->options.max_batch, lane->adaptive.width);
@@ -532,45 +576,127 @@ static bool cramped(const struct batcher *batcher, const struct job *job)
     return batcher->options.grow && job->known > job->room;
 }
 
-/* Lets waiting jobs join while there are places and KV memory. While it picks, each pick is charged
- * its predicted cost, so that the places of one step are shared fairly too. */
+/* Jobs of the share that have a place. */
+static uint32_t share_n_running(const struct share *share)
+{
+    uint32_t n = share->n_active;
+
+    for (uint32_t i = 0; i < BATCHER_PRIORITIES; i++)
+        n -= share->waiting[i].n;
+    return n;
+}
+
+/* The running job of the share that gives up its place first: the least urgent, the youngest. */
+static struct job *share_last_running(const struct share *share)
+{
+    struct job *job = NULL;
+
+    if (share_n_running(share) > 0)
+        for (job = share->lane->running.tail; job->share != share;)
+            job = job->previous;
+    return job;
+}
+
+/* Who gives up his place to a waiting job where all are taken: of the users who without it would
+ * have had more engine time than the waiting one's, the one with the most; else a less urgent one
+ * of the same user. NULL: nobody. So a place is worth the time it gives: it goes to and fro as
+ * users fall behind each other by more than what a step costs one job, and not sooner. */
+static struct job *yields_to(const struct lane *lane, const struct job *waiting)
+{
+    double most_us = planned_us(waiting->share), us;
+    struct job *yields = NULL, *own;
+
+    for (const struct share *share = lane->shares; share; share = share->next) {
+        struct job *last;
+        if (share == waiting->share || planned_us(share) <= most_us ||
+            !(last = share_last_running(share)))
+            continue;
+        us = planned_us(share) - lane->us_per_column * planned_columns(last);
+        if (us > most_us) {
+            most_us = us;
+            yields = last;
+        }
+    }
+    if (yields)
+        return yields;
+    own = share_last_running(waiting->share);
+    return own && own->priority > waiting->priority ? own : NULL;
+}
+
+static bool lane_is_full(const struct lane *lane)
+{
+    return lane->running.n >= lane_places(lane);
+}
+
+/* A running job waits from now on, with all that it has. Its user is busy all the time: he is not
+ * one that comes back. */
+static void give_up_place(struct batcher *batcher, struct job *job)
+{
+    share_activate(job->share);
+    job_leave(batcher, job);
+    job_wait(batcher, job);
+    share_deactivate(job->share);
+}
+
+/* Gives a waiting job that has its KV memory a place: a free one, or one of a
+ * job that yields. */
+static void join(struct batcher *batcher, struct job *job)
+{
+    struct lane *lane = job->lane;
+    struct job *yields = lane_is_full(lane) ? yields_to(lane, job) : NULL;
+
+    if (yields) {
+        yields->share->columns -= MIN(yields->share->columns, planned_columns(yields));
+        give_up_place(batcher, yields);
+    }
+    assert(lane->running.n < batcher->options.max_batch);
+    share_activate(job->share);
+    job_leave(batcher, job);
+    job->state = JOB_RUNNING;
+    list_insert_running(&lane->running, job);
+    batcher->n_running++;
+    job->share->columns += planned_columns(job);
+    /* One that comes back with its memory may have stopped where that was full. */
+    if (cramped(batcher, job))
+        batcher->options.grow(batcher->options.userdata, job);
+}
+
+/* What running jobs will have of the step counts already where places are given away. */
+static void plan_running(struct lane *lane)
+{
+    for (struct share *share = lane->shares; share; share = share->next)
+        share->passed_over = share->settled = false;
+    for (struct job *job = lane->running.head; job; job = job->next)
+        job->share->columns += planned_columns(job);
+}
+
+/* Lets waiting jobs join while there are places and KV memory, or somebody has a place that is due
+ * to them: at most as many times as there are places in all. */
 static void join_waiting(struct batcher *batcher, struct lane *lane, uint64_t now_us)
 {
+    uint32_t n_moves = 0;
     struct job *job;
 
-    for (struct share *share = lane->shares; share; share = share->next)
-        share->passed_over = false;
-    while (lane->running.n < lane_places(lane) && (job = next_waiting(lane))) {
-        int r = admit(batcher, job, now_us);
+    plan_running(lane);
+    while ((job = next_waiting(lane))) {
+        int r;
+        if (lane_is_full(lane) &&
+            (n_moves++ >= batcher->options.max_batch || !yields_to(lane, job))) {
+            job->share->settled = true;
+            continue;
+        }
+        r = admit(batcher, job, now_us);
         if (r == -EAGAIN)
             continue;
+        if (r == 0 && begin(job, now_us)) {
+            join(batcher, job);
+            continue;
+        }
         job_leave(batcher, job);
-        if (r == -EBUSY) {
-            job->state = JOB_HELD;
-            list_append(&lane->held, job);
-            batcher->n_waiting++;
-            batcher->n_held++;
-            batcher->held_ever++;
-            continue;
-        }
-        if (r < 0) {
+        if (r == -EBUSY)
+            job_hold(batcher, job);
+        else
             job_refuse(batcher, job);
-            continue;
-        }
-        if (!begin(job, now_us)) {
-            job_refuse(batcher, job);
-            continue;
-        }
-        job->state = JOB_RUNNING;
-        list_append(&lane->running, job);
-        batcher->n_running++;
-        job->share->account->n_active++;
-        job->share->n_active++;
-        job->share->account->virtual_us += lane->us_per_column * (job->known - job->fed);
-        job->share->columns += job->known - job->fed;
-        /* One that comes back with its memory may have stopped where that was full. */
-        if (cramped(batcher, job))
-            batcher->options.grow(batcher->options.userdata, job);
     }
 }
 
@@ -600,15 +726,6 @@ static void release_held(struct batcher *batcher, struct lane *lane)
             continue;
         job_leave(batcher, job);
         job_wait(batcher, job);
-    }
-}
-
-/* Takes back what join_waiting() charged ahead: the slices charge what it really costs. */
-static void uncharge_joined(struct lane *lane)
-{
-    for (struct share *share = lane->shares; share; share = share->next) {
-        share->account->virtual_us -= lane->us_per_column * (double)share->columns;
-        share->columns = 0;
     }
 }
 
@@ -646,7 +763,7 @@ static struct job *next_prompt(struct lane *lane)
     double best_us = 0;
 
     for (struct share *share = lane->shares; share; share = share->next) {
-        double us = share->account->virtual_us + lane->us_per_column * (double)share->columns;
+        double us = planned_us(share);
         if ((!best || us < best_us) && share_next_prompt(share)) {
             best = share;
             best_us = us;
@@ -737,7 +854,8 @@ bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us
     release_held(batcher, lane);
     waiting = lane->n_waiting;
     join_waiting(batcher, lane, now_us);
-    uncharge_joined(lane);
+    for (struct share *share = lane->shares; share; share = share->next)
+        share->columns = 0; /* the plan ends here */
     batch->n_jobs = batch->n_columns = 0;
     batch->n_runnable = lane->running.n;
     /* Those that are generating first: each costs one column and a reader watches it. */

@@ -2,9 +2,10 @@
  *
  * Continuous and work-conserving: jobs join and leave between steps, an idle engine starts at once
  * with what is there. Every model has a lane; a lane's running jobs (at most max_batch) are all
- * advanced by its next step, waiting ones join when a place and KV memory are free. Between lanes
- * and between users the order is engine time: whoever had least goes on, and a step is charged to
- * its users by the columns they had in it. Within a user: priority, then arrival.
+ * advanced by its next step, waiting ones join when a place and KV memory are free, or when a job
+ * that runs must yield its place. Between lanes and between users the order is engine time: whoever
+ * had least goes on, and a step is charged to its users by the columns they had in it. Within a
+ * user: priority, then arrival.
  *
  * A function of (state, now): it reads no clock, allocates only per lane and per user, and knows
  * nothing of sockets, models or text, so that tests run it in virtual time. KV memory is asked for
@@ -31,7 +32,7 @@ struct share;
 enum job_state {
     JOB_IDLE,    /* not with the batcher */
     JOB_WAITING, /* for a place in the batch, or for KV memory */
-    JOB_RUNNING, /* advanced by every step of its lane */
+    JOB_RUNNING, /* advanced by every step of its lane, until it ends or yields its place */
     JOB_HELD,    /* for what another job of its lane computes, and it could share */
     JOB_PARKED,  /* its reader takes nothing; not computed */
     JOB_REFUSED, /* can never run; waits to be handed out by batcher_refused() */

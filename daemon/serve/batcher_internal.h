@@ -53,9 +53,10 @@ struct share {
     uint32_t n_jobs;                      /* in whatever state */
     uint32_t n_active;                    /* of these, waiting or running */
     double virtual_us;  /* engine time, as the account's: decides between one user's models */
-    uint64_t columns;   /* in the open step */
+    uint64_t columns;   /* in the open step; while composing, those that are planned */
     struct job *cursor; /* while composing: the running jobs before it have been looked at */
     bool passed_over;   /* while composing: nobody of it is admitted any more */
+    bool settled;       /* while composing: nobody of it gets a place any more */
     uint64_t denied_us; /* its first job has been denied memory since then; 0: it has not */
     bool denied_own;    /* because of what its own user holds */
     struct share *next;
@@ -92,6 +93,12 @@ struct batcher {
     const struct lane *last;        /* whose step was closed last; NULL: none, or it is gone */
     bool engine_idle;               /* nothing could be done when it was last asked for */
 };
+
+/* The order of one user's jobs: by priority, then by arrival. */
+static inline bool job_goes_before(const struct job *a, const struct job *b)
+{
+    return a->priority < b->priority || (a->priority == b->priority && a->serial < b->serial);
+}
 
 /* Columns that a step of the lane may have now. */
 uint32_t lane_column_budget(const struct lane *lane);

@@ -7,13 +7,15 @@ static uint64_t least_tokens(uint32_t class)
     return class ? (uint64_t)1 << (class - 1) : 0;
 }
 
-/* Columns of running prompts of a share that are still to be computed. */
-static uint64_t running_prompts(const struct share *share)
+/* Columns of running prompts of a share that are still to be computed; with `before`, of those that
+ * go on before that job. */
+static uint64_t running_prompts(const struct share *share, const struct job *before)
 {
     uint64_t columns = 0;
 
     for (const struct job *job = share->lane->running.head; job; job = job->next)
-        if (job->share == share && job->known - job->fed > 1)
+        if (job->share == share && job->known - job->fed > 1 &&
+            (!before || job_goes_before(job, before)))
             columns += job->known - job->fed;
     return columns;
 }
@@ -25,7 +27,7 @@ static uint64_t backlog(const struct share *share)
 {
     if (share->n_active < share->account->n_active)
         return 0;
-    return running_prompts(share) + share->work[0].prompts + share->work[1].prompts;
+    return running_prompts(share, NULL) + share->work[0].prompts + share->work[1].prompts;
 }
 
 /* Tokens that jobs of its own user must generate before there is a place for it. As many as there
@@ -84,7 +86,7 @@ struct foreseen batcher_foresee(const struct job *job)
     uint64_t columns = 0;
 
     if (job->least_prompt > 1) {
-        columns = running_prompts(job->share) - job->foreseen_prompt;
+        columns = running_prompts(job->share, job) - job->foreseen_prompt;
         for (uint32_t i = 0; i <= job->priority; i++)
             columns += job->share->work[i].prompts;
     }
@@ -95,7 +97,7 @@ struct foreseen foresee_begun(const struct job *job)
 {
     uint32_t own = job->known - job->fed;
 
-    return foresee(job, own > 1 ? running_prompts(job->share) : 0, 0, own);
+    return foresee(job, own > 1 ? running_prompts(job->share, job) : 0, 0, own);
 }
 
 bool foreseen_late(const struct foreseen *foreseen, uint64_t deadline_us, uint64_t now_us)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "daemon/serve/batcher.h"
+#include "lib/cleanup.h"
 
 struct world {
     struct batcher *batcher;
@@ -79,6 +80,11 @@ static uint32_t step(struct world *world, struct lane *lane, uint64_t us, bool e
             jobs[i]->known++;
     }
     return n;
+}
+
+static bool runs(const struct job *job)
+{
+    return job->state == JOB_RUNNING;
 }
 
 static void end_world(struct world *world)
@@ -200,6 +206,31 @@ Test(batcher, urgent_ones_of_a_user_go_before_his_others)
     batcher_close(world->batcher, world->lane, 10);
     for (int i = 0; i < 4; i++)
         batcher_remove(world->batcher, &jobs[i]);
+    end_world(world);
+}
+
+/* Not only to a place: also to the columns of a step. */
+Test(batcher, an_urgent_prompt_goes_before_a_long_one_that_runs)
+{
+    WORLD(world, .max_batch = 4, .min_batch = 1, .chunk_target_us = 1000);
+    struct job patient = job_of(world->lane, 1, 100000, 1), urgent[2];
+
+    patient.priority = 1;
+    add(world, &patient);
+    for (int i = 0; i < 10; i++)
+        step(world, world->lane, 1000, false);
+    for (int i = 0; i < 2; i++) {
+        urgent[i] = job_of(world->lane, 1, 90, world->now_us);
+        add(world, &urgent[i]);
+    }
+    for (uint32_t fed = patient.fed; urgent[1].fed < 90; fed = patient.fed) {
+        step(world, world->lane, 1000, false);
+        cr_assert(patient.fed == fed || urgent[1].fed == 90, "it had columns before them");
+        cr_assert(urgent[1].fed == 0 || urgent[0].fed >= 90, "the order of arrival");
+    }
+    batcher_remove(world->batcher, &patient);
+    for (int i = 0; i < 2; i++)
+        batcher_remove(world->batcher, &urgent[i]);
     end_world(world);
 }
 
@@ -556,6 +587,128 @@ Test(batcher, a_user_with_one_request_is_in_the_next_step)
     end_world(world);
 }
 
+/* Places that a user's long answers have are not his until they end. */
+Test(batcher, a_user_with_one_request_need_not_wait_for_anothers_long_answers)
+{
+    static const uint32_t places[] = {1, 4, 32};
+
+    for (int round = 0; round < 3; round++) {
+        WORLD(world, .max_batch = places[round], .min_batch = 1);
+        struct job crowd[32], one;
+        uint32_t steps = 0;
+
+        for (uint32_t i = 0; i < places[round]; i++) {
+            crowd[i] = job_of(world->lane, 1, 5, i);
+            add(world, &crowd[i]);
+        }
+        for (int i = 0; i < 50; i++)
+            cr_assert_eq(step(world, world->lane, 1000, false), places[round]);
+        one = job_of(world->lane, 2, 5, world->now_us);
+        add(world, &one);
+        for (; one.fed < 5 && steps < 100; steps++)
+            cr_assert_eq(step(world, world->lane, 1000, false), places[round]);
+        cr_expect_leq(steps, 2, "%u steps of %u places", steps, places[round]);
+        batcher_remove(world->batcher, &one);
+        cr_assert_eq(step(world, world->lane, 1000, false), places[round], "its place went back");
+        for (uint32_t i = 0; i < places[round]; i++)
+            batcher_remove(world->batcher, &crowd[i]);
+        end_world(world);
+    }
+}
+
+/* Users with so many endless answers each share `places`: the least and the most engine time that
+ * one had, of an equal share, and how often a place changed hands. */
+static void share_places(uint32_t places, uint32_t n_users, uint32_t n_each, double *ret_least,
+                         double *ret_most, uint32_t *ret_changes)
+{
+    WORLD(world, .max_batch = places, .min_batch = 1);
+    const uint32_t n = n_users * n_each, n_steps = 2000;
+    struct job *jobs = calloc(n, sizeof(*jobs));
+    bool *had_place = calloc(n, sizeof(*had_place));
+
+    for (uint32_t i = 0; i < n; i++)
+        jobs[i] = job_of(world->lane, 1 + i / n_each, 5, i);
+    for (uint32_t i = 0; i < n_each; i++)
+        add(world, &jobs[i]);
+    for (uint32_t s = 0; s < 50; s++)
+        step(world, world->lane, 1000, false);
+    for (uint32_t i = n_each; i < n; i++)
+        add(world, &jobs[i]);
+    *ret_changes = 0;
+    for (uint32_t s = 0; s < n_steps; s++) {
+        cr_assert_eq(step(world, world->lane, 1000, false), places, "a place was left empty");
+        cr_assert_eq(batcher_batch(world->lane)->n_runnable, places);
+        for (uint32_t i = 0; i < n; i++) {
+            *ret_changes += runs(&jobs[i]) && !had_place[i];
+            had_place[i] = runs(&jobs[i]);
+        }
+    }
+    *ret_least = 1e9;
+    *ret_most = 0;
+    for (uint32_t uid = 1; uid <= n_users; uid++) {
+        double us = (double)batcher_uid_us(world->batcher, uid) - (uid == 1 ? 50000 : 0);
+        *ret_least = MIN(*ret_least, us * n_users / (n_steps * 1000.0));
+        *ret_most = MAX(*ret_most, us * n_users / (n_steps * 1000.0));
+    }
+    for (uint32_t i = 0; i < n; i++)
+        batcher_remove(world->batcher, &jobs[i]);
+    free(jobs);
+    free(had_place);
+    end_world(world);
+}
+
+Test(batcher, users_with_long_answers_share_places_by_engine_time)
+{
+    static const struct {
+        uint32_t places, n_users, n_each;
+    } cases[] = {{32, 2, 32}, {32, 2, 128}, {4, 3, 8}, {5, 2, 5}, {1, 2, 3}, {8, 20, 2}};
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        double least, most;
+        uint32_t changes;
+
+        share_places(cases[i].places, cases[i].n_users, cases[i].n_each, &least, &most, &changes);
+        cr_expect(least > 0.9 && most < 1.1, "case %zu: %.3f to %.3f of a share", i, least, most);
+        cr_log_info("case %zu: %.3f to %.3f of a share, %u changes in 2000 steps", i, least, most,
+                    changes);
+        /* Where they divide evenly, nobody moves once all are level; where not, one is handed on;
+         * and with more users than places each lasts as long as its user is behind the others. */
+        if (cases[i].n_users <= cases[i].places)
+            cr_expect_leq(changes, cases[i].places % cases[i].n_users ? 2000u : 100u,
+                          "case %zu: %u changes", i, changes);
+    }
+}
+
+Test(batcher, urgent_ones_take_the_places_of_their_users_others)
+{
+    WORLD(world, .max_batch = 4, .min_batch = 1);
+    struct job patient[2][2], urgent[3];
+
+    for (int i = 0; i < 4; i++) {
+        struct job *job = &patient[i / 2][i % 2];
+        *job = job_of(world->lane, 1 + (uint32_t)i / 2, 5, (uint64_t)i);
+        job->priority = 1;
+        add(world, job);
+    }
+    for (int i = 0; i < 10; i++)
+        cr_assert_eq(step(world, world->lane, 1000, false), 4);
+    for (int i = 0; i < 3; i++) {
+        urgent[i] = job_of(world->lane, 1, 1, world->now_us);
+        add(world, &urgent[i]);
+    }
+    cr_assert_eq(step(world, world->lane, 1000, false), 4);
+    cr_expect(runs(&urgent[0]) && runs(&urgent[1]) && !runs(&urgent[2]), "his places are two");
+    cr_expect(runs(&patient[1][0]) && runs(&patient[1][1]), "another's are not touched");
+    cr_expect(patient[0][0].admitted && patient[0][0].fed > 5, "it keeps what it has");
+    for (int i = 0; i < 3; i++)
+        batcher_remove(world->batcher, &urgent[i]);
+    cr_assert_eq(step(world, world->lane, 1000, false), 4);
+    cr_expect(runs(&patient[0][0]) && runs(&patient[0][1]));
+    for (int i = 0; i < 4; i++)
+        batcher_remove(world->batcher, &patient[i / 2][i % 2]);
+    end_world(world);
+}
+
 Test(batcher, coming_back_from_idle_saves_nothing_up)
 {
     WORLD(world, .max_batch = 8, .min_batch = 1);
@@ -718,11 +871,6 @@ Test(batcher, a_step_that_waited_for_company_says_what_ended_that)
 }
 
 /* ---- KV memory ---- */
-
-static bool runs(const struct job *job)
-{
-    return job->state == JOB_RUNNING;
-}
 
 Test(batcher, who_is_denied_memory_is_passed_by_others_only_for_a_while)
 {
