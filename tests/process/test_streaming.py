@@ -84,3 +84,44 @@ def without_streaming_the_text_is_the_same(t):
     expect(text_of(streamed) == text_of(whole), "the text is another one")
     frames = [len(f.get("TEXT").encode()) for f in whole if f.type == "TOKENS"]
     expect(len(frames) > 1 and all(n >= 2048 for n in frames[:-1]), f"{frames}")
+
+
+@test
+def each_stream_that_its_reader_ends_counts_once(t):
+    """By cancel, by disconnect or by both, wherever it is; not one that an unload ends."""
+    d = ready_daemon(t, config="drain_timeout: 100ms\n")
+    ask = (("MODEL", "made"), ("IGNORE_EOS", 1), ("MAX_TOKENS", 8000), ("TEMPERATURE", 0.0))
+    endless = (*ask, ("PROMPT", "a dog"))
+
+    def ended(cancels, what):
+        wait_for(lambda: d.metric("queue") == 0, f"{what} to end")
+        count = d.metric("stream_cancelled_total")
+        expect(count == cancels, f"{what}: {count} counted, not {cancels}")
+
+    with d.client() as c:
+        c.request("COMPLETE", *endless, ("CREDIT", 200))
+        c.receive()
+    ended(1, "a stream whose reader is gone")
+    with d.client() as c:
+        request = c.request("COMPLETE", *endless, ("CREDIT", 200))
+        c.receive()
+        c.send(frame("CANCEL", request))
+    ended(2, "one that is cancelled by a reader who goes")
+    with d.client() as c:
+        request = c.request("COMPLETE", *endless, ("CREDIT", 1))
+        wait_for(lambda: d.metric("streams_parked") == 1, "the stream to be parked")
+        c.request("CANCEL", request_id=request)
+        expect(c.replies(request)[-1].get("REASON") == "cancelled", "parked")
+    ended(3, "one that waits for its reader")
+    with d.client() as c:
+        c.send(frame("COMPLETE", 1, *ask, ("PROMPT", "a dog " * 20000)) + frame("CANCEL", 1))
+        last = c.replies(1)[-1]
+        expect(last.get("REASON") == "cancelled", f"while its text is tokenized: {last}")
+    ended(4, "one whose text was being tokenized")
+    with d.client() as c:
+        request = c.request("COMPLETE", *endless, ("CREDIT", 200))
+        c.receive()
+        d.hearth("unload", "made")
+        last = c.replies(request)[-1]
+        expect(last.get("CODE") == "shutting-down", f"unloaded: {last}")
+    ended(4, "one that an unload ends")
