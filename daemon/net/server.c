@@ -12,6 +12,7 @@
 
 #include "daemon/log.h"
 #include "daemon/net/connection.h"
+#include "daemon/net/notify.h"
 #include "daemon/serve/service.h"
 #include "lib/cleanup.h"
 
@@ -136,7 +137,7 @@ static void begin_drain(struct server *server, const char *why)
     if (server->phase != SERVER_RUNNING)
         return;
     log_info("draining: %s", why);
-    sd_notify(0, "STOPPING=1\nSTATUS=draining");
+    notify_send("STOPPING=1\nSTATUS=draining");
     server->phase = SERVER_DRAINING;
     server->phase_deadline_us = now_us(server) + server->options.config->drain_timeout_us;
     epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, server->listener.main_fd, NULL);
@@ -194,7 +195,7 @@ static void send_status(struct server *server)
     fputs("STATUS=", out);
     service_write_summary(server->service, out);
     if (fclose(out) == 0)
-        sd_notify(0, text);
+        notify_send(text);
 }
 
 /* An activated daemon that has had nothing to do for long enough goes; the socket brings it back.
@@ -235,7 +236,7 @@ static uint64_t tick(struct server *server)
     }
     if (server->watchdog_us > 0 && now >= server->watchdog_due_us) {
         if (service_alive(server->service))
-            sd_notify(0, "WATCHDOG=1");
+            notify_send("WATCHDOG=1");
         else
             log_error("the engine thread stands still; the watchdog is not fed");
         server->watchdog_due_us = now + server->watchdog_us / 2;
@@ -269,7 +270,7 @@ int server_run(struct server *server)
 
     if (sd_event_prepare(server->events) > 0)
         sd_event_dispatch(server->events);
-    sd_notifyf(0, "READY=1\nSTATUS=running");
+    sd_notify(0, "READY=1\nSTATUS=running"); /* may wait: nobody is served yet */
     log_info("listening on %s", server->listener.path);
     while (server->phase != SERVER_DONE) {
         uint64_t due_us = tick(server);

@@ -317,8 +317,10 @@ static bool tokenized_here(struct service *service, struct request *request)
 /* The model is ready. */
 void service_start(struct service *service, struct request *request)
 {
-    if (request->ready_us == 0)
+    if (request->ready_us == 0) {
         request->ready_us = service_now_us(service);
+        request->model->requests++; /* one that was asleep is none again */
+    }
     registry_use(service->registry, request->model, request->job.uid);
     request->stage = STAGE_TOKENIZING;
     if (request->has_fingerprint && request->fingerprint != request->model->fingerprint) {

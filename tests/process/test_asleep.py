@@ -66,6 +66,9 @@ def a_reader_that_comes_back_gets_the_rest(t):
                 break
         got = c.replies(request)
     expect(text_of(got) == whole(d, 40), "a text in many bits is another one")
+    with d.client() as c:
+        stats = c.ask("MODELS", ("MODEL", STORY))[0].get("STATS")
+    expect("requests 5\n" in stats, f"one that woke is counted again: {stats}")
 
 
 @test
