@@ -24,6 +24,5 @@ __attribute__((format(printf, 3, 4))) void log_write(int level, const struct log
 #define log_error(...)   log_write(LOG_ERR, NULL, __VA_ARGS__)
 #define log_warning(...) log_write(LOG_WARNING, NULL, __VA_ARGS__)
 #define log_info(...)    log_write(LOG_INFO, NULL, __VA_ARGS__)
-#define log_debug(...)   log_write(LOG_DEBUG, NULL, __VA_ARGS__)
 
 #endif

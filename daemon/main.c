@@ -40,7 +40,7 @@ static void print_usage(FILE *out)
           "                    run with, and exit\n"
           "  --list            print the names of the models and exit\n"
           "  --print-keys      print every configuration key with its default and exit\n"
-          "  --verbose         log more\n"
+          "  --verbose         log connections that come and go, too\n"
           "  --version, --help\n"
           "\n"
           "Exit status: 0 after a drain, 1 failed, 2 usage or configuration.\n"

@@ -90,6 +90,17 @@ static void slot_put(struct connections *connections, struct connection *c)
     connections->n_spare++;
 }
 
+/* For --verbose. */
+static void log_life(const struct connection *c, const char *what)
+{
+    log_write(LOG_DEBUG,
+              &(struct log_fields){.connection = (unsigned long)c->peer.number,
+                                   .uid = (long)c->peer.uid,
+                                   .has_uid = 1},
+              "connection %llu of uid %u%s %s", (unsigned long long)c->peer.number, c->peer.uid,
+              c->peer.status_only ? " to the status socket" : "", what);
+}
+
 void connection_close(struct connection *c)
 {
     struct connections *connections = c->owner;
@@ -97,6 +108,7 @@ void connection_close(struct connection *c)
     if (c->closed)
         return;
     c->closed = true;
+    log_life(c, "is over");
     close(c->peer.fd); /* leaves the epoll set */
     take_reserve(connections);
     connections->accepts = true;
@@ -136,11 +148,6 @@ struct connections *connections_free(struct connections *connections)
     free(connections->buffer);
     free(connections);
     return NULL;
-}
-
-uint32_t connections_n(const struct connections *connections)
-{
-    return connections->n_live;
 }
 
 /* ---- output ---- */
@@ -383,6 +390,7 @@ static void connection_open(struct connections *connections, int fd, bool status
     connections->live = c;
     connections->n_live++;
     metrics_add(metrics, M_CONNECTIONS_TOTAL, 1);
+    log_life(c, "has come");
     publish(connections);
 }
 
@@ -452,7 +460,7 @@ static void check_deadlines(struct connection *c, uint64_t now)
     }
 }
 
-bool connections_tick(struct connections *connections)
+void connections_tick(struct connections *connections)
 {
     uint64_t now = connections_now_us(connections);
     struct connection *c, *next;
@@ -460,14 +468,13 @@ bool connections_tick(struct connections *connections)
     take_reserve(connections);
     connections->accepts = true;
     if (connections->n_deadlines == 0)
-        return false;
+        return;
     connections->n_deadlines = 0;
     for (c = connections->live; c; c = next) {
         next = c->next;
         check_deadlines(c, now);
         connections->n_deadlines += !c->closed && (c->input_deadline_us || c->output_deadline_us);
     }
-    return connections->n_deadlines > 0;
 }
 
 void connections_goaway(struct connections *connections, const char *why)

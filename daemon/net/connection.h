@@ -38,14 +38,13 @@ bool connections_accepts(const struct connections *connections);
 void connections_event(struct connections *connections, void *slot, uint32_t events);
 /* At the end of a wake-up: sends what was written, gives closed slots back. */
 void connections_flush(struct connections *connections);
-/* Time limits; true while some are running (call again within CONNECTIONS_TICK_US). */
+/* Time limits: call every CONNECTIONS_TICK_US. */
 #define CONNECTIONS_TICK_US 250000u
-bool connections_tick(struct connections *connections);
+void connections_tick(struct connections *connections);
 /* Tells every peer that no new requests are taken, those too that have yet to say hello. */
 void connections_goaway(struct connections *connections, const char *why);
 /* Closes those that have no live request and nothing unsent. */
 void connections_close_idle(struct connections *connections);
-uint32_t connections_n(const struct connections *connections);
 /* Bytes that still wait to be sent, over all. */
 bool connections_all_sent(const struct connections *connections);
 

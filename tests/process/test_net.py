@@ -205,7 +205,7 @@ def a_user_s_own_daemon_listens_in_his_runtime_directory(t):
                 f"XDG_DATA_HOME={folder}", f"XDG_CONFIG_HOME={folder}", program("hearthd"),
                 stderr=subprocess.DEVNULL)
     path = folder / "hearth/hearth.sock"
-    wait_for(lambda: listening(path), "the socket")
+    wait_for(lambda: listening(path) and listening(folder / "hearth/daemon/status.sock"), "the sockets")
     expect(os.stat(path).st_uid == 12345, "another's socket")
     out = t.run("hearth", "status", env={"XDG_RUNTIME_DIR": str(folder)}).out
     expect("state running\n" in out and f"socket {path}\n" in out, out)

@@ -1,5 +1,6 @@
 """Starting: flags, configuration files, and what is said about wrong ones."""
 import contextlib
+import os
 import signal
 from pathlib import Path
 
@@ -89,3 +90,17 @@ def threads_have_names_and_leave_signals_to_the_first(t):
     for name, blocked in names.items():
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1):
             expect(name == "hearthd" or blocked >> (number - 1) & 1, f"{name} may take {number.name}")
+
+
+@test
+def verbose_logs_connections_that_come_and_go(t):
+    for flags, wanted in (((), 0), (("--verbose",), 1)):
+        d = t.daemon(*flags, name=f"d{wanted}")
+        with d.client() as c:
+            c.ask("NULL")
+        lines = [f"connection 1 of uid {os.getuid()} {what}" for what in ("has come", "is over")]
+        d.expect_log(r"hearthd: connection \d+ of uid \d+( to the status socket)? (has come|is over)")
+        d.metric("connections")  # a later one has come, so the first one's end was seen
+        d.stop()
+        for line in lines:
+            expect(d.log().count(f"{line}\n") == wanted, f"{line}: {d.log()}")
