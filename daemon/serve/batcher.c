@@ -790,28 +790,23 @@ static void put_prompts(const struct batcher *batcher, struct lane *lane)
 }
 
 /* When a step that waits for company goes at the latest, and why then: max_delay_us after its
- * eldest came, or when the earliest deadline leaves no more than the time of its prompt. */
-static uint64_t company_until_us(const struct batcher *batcher, const struct lane *lane,
-                                 enum batch_reason *ret_reason)
+ * eldest came, or when a deadline leaves no more than the time of its prompt. They are fewer than
+ * min_batch. */
+static uint64_t company_until_us(const struct lane *lane, enum batch_reason *ret_reason)
 {
-    const struct job *urgent = deadlines_first(&batcher->deadlines);
-    uint64_t eldest_us = UINT64_MAX, until_us;
+    uint64_t eldest_us = UINT64_MAX, latest_us = UINT64_MAX, until_us;
 
     for (const struct share *share = lane->shares; share; share = share->next)
         for (uint32_t i = 0; i < BATCHER_PRIORITIES; i++)
-            if (share->waiting[i].head)
-                eldest_us = MIN(eldest_us, share->waiting[i].head->arrived_us);
-    until_us = eldest_us + batcher->options.max_delay_us;
-    *ret_reason = BATCH_MAX_DELAY;
-    if (urgent && urgent->lane == lane && urgent->state == JOB_WAITING) {
-        uint64_t prompt_us = (uint64_t)(lane->us_per_column * (urgent->known - urgent->fed));
-        uint64_t latest_us = urgent->deadline_us - MIN(urgent->deadline_us, prompt_us);
-        if (latest_us < until_us) {
-            until_us = latest_us;
-            *ret_reason = BATCH_DEADLINE;
-        }
-    }
-    return until_us;
+            for (const struct job *job = share->waiting[i].head; job; job = job->next) {
+                uint64_t prompt_us = (uint64_t)(lane->us_per_column * (job->known - job->fed));
+                eldest_us = MIN(eldest_us, job->arrived_us);
+                if (job->deadline_us)
+                    latest_us = MIN(latest_us, job->deadline_us - MIN(job->deadline_us, prompt_us));
+            }
+    until_us = eldest_us + lane->batcher->options.max_delay_us;
+    *ret_reason = latest_us < until_us ? BATCH_DEADLINE : BATCH_MAX_DELAY;
+    return MIN(latest_us, until_us);
 }
 
 /* A step still waits for company: fewer jobs than min_batch, and its time has not come. */
@@ -821,7 +816,7 @@ static bool held_back(const struct batcher *batcher, struct lane *lane, uint64_t
     if (batcher->options.max_delay_us == 0 || batcher->options.min_batch <= 1 ||
         lane->running.n > 0 || lane->n_waiting >= batcher->options.min_batch)
         return false;
-    *ret_until_us = company_until_us(batcher, lane, &lane->company);
+    *ret_until_us = company_until_us(lane, &lane->company);
     lane->kept_waiting |= *ret_until_us > now_us;
     return *ret_until_us > now_us;
 }
@@ -981,13 +976,7 @@ void batcher_room_came(struct batcher *batcher)
 
 struct job *batcher_expired(struct batcher *batcher, uint64_t now_us)
 {
-    const struct deadlines *deadlines = &batcher->deadlines;
-
-    /* One in an open step is looked at again when the step is over. */
-    for (size_t i = 0; i < deadlines->n && deadlines->heap[i]->deadline_us <= now_us; i++)
-        if (deadlines->heap[i]->chunk == 0)
-            return deadlines->heap[i];
-    return NULL;
+    return deadlines_due(&batcher->deadlines, now_us);
 }
 
 struct job *batcher_refused(struct batcher *batcher)

@@ -75,9 +75,26 @@ void deadlines_remove(struct deadlines *deadlines, struct job *job)
     down(deadlines, last->heap_index - 1, last);
 }
 
-struct job *deadlines_first(const struct deadlines *deadlines)
+/* As deadlines_due(), of the part of the heap below `at`: as deep as the heap is. */
+static struct job *due_below(const struct deadlines *deadlines, size_t at, uint64_t now_us)
 {
-    return deadlines->n > 0 ? deadlines->heap[0] : NULL;
+    struct job *job, *left, *right;
+
+    if (at >= deadlines->n || deadlines->heap[at]->deadline_us > now_us)
+        return NULL;
+    job = deadlines->heap[at];
+    if (job->chunk == 0)
+        return job;
+    left = due_below(deadlines, 2 * at + 1, now_us);
+    right = due_below(deadlines, 2 * at + 2, now_us);
+    if (!left || !right)
+        return left ? left : right;
+    return right->deadline_us < left->deadline_us ? right : left;
+}
+
+struct job *deadlines_due(const struct deadlines *deadlines, uint64_t now_us)
+{
+    return due_below(deadlines, 0, now_us);
 }
 
 uint64_t deadlines_next_us(const struct deadlines *deadlines)

@@ -21,8 +21,10 @@ void deadlines_done(struct deadlines *deadlines);
 int deadlines_add(struct deadlines *deadlines, struct job *job);
 /* Nothing where it is not in. */
 void deadlines_remove(struct deadlines *deadlines, struct job *job);
-/* The job with the earliest deadline, or NULL; and that deadline, or UINT64_MAX. */
-struct job *deadlines_first(const struct deadlines *deadlines);
+/* Of the jobs that are in no open step the one with the earliest deadline, where that has come, or
+ * NULL. */
+struct job *deadlines_due(const struct deadlines *deadlines, uint64_t now_us);
+/* The earliest of all, or UINT64_MAX. */
 uint64_t deadlines_next_us(const struct deadlines *deadlines);
 
 #endif

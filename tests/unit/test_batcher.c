@@ -409,6 +409,37 @@ Test(batcher, one_in_the_open_step_expires_after_it)
     end_world(world);
 }
 
+/* However the ones before it in the order stand. */
+Test(batcher, one_behind_those_in_the_open_step_expires_at_once)
+{
+    WORLD(world, .max_batch = 2, .min_batch = 1);
+    static const uint64_t deadlines[] = {100, 900, 950, 920, 200, 150};
+    struct job jobs[6];
+    const struct batch *batch;
+
+    /* The first two run; behind them are ones that are due and ones that are not. */
+    for (int i = 0; i < 6; i++) {
+        jobs[i] = job_of(world->lane, 1, 2, (uint64_t)i);
+        jobs[i].deadline_us = deadlines[i];
+        add(world, &jobs[i]);
+    }
+    cr_assert(batcher_compose(world->batcher, world->lane, 0, &batch));
+    cr_assert(jobs[0].chunk > 0 && jobs[1].chunk > 0);
+    cr_expect_null(batcher_expired(world->batcher, 149));
+    cr_expect_eq(batcher_expired(world->batcher, 150), &jobs[5]);
+    cr_expect_eq(batcher_expired(world->batcher, 250), &jobs[5], "the earliest of two");
+    batcher_remove(world->batcher, &jobs[5]);
+    cr_expect_eq(batcher_expired(world->batcher, 250), &jobs[4]);
+    batcher_remove(world->batcher, &jobs[4]);
+    cr_expect_null(batcher_expired(world->batcher, 250));
+    cr_expect_eq(batcher_expired(world->batcher, 930), &jobs[3]);
+    batcher_close(world->batcher, world->lane, 10);
+    cr_expect_eq(batcher_expired(world->batcher, 930), &jobs[0]);
+    for (int i = 0; i < 4; i++)
+        batcher_remove(world->batcher, &jobs[i]);
+    end_world(world);
+}
+
 Test(batcher, the_wake_up_time_is_the_next_deadline)
 {
     WORLD(world, .max_batch = 4, .min_batch = 1);
@@ -867,6 +898,47 @@ Test(batcher, a_step_that_waited_for_company_says_what_ended_that)
         cr_assert_eq(reason_of_step(world, true), expected[round], "round %d", round);
         cr_assert(jobs[0].deadline_us == 0 || world->now_us - 100 <= jobs[0].deadline_us);
     }
+    end_world(world);
+}
+
+/* A deadline counts for the waiting of its own lane alone, and the earliest of those that wait. */
+Test(batcher, a_deadline_ends_the_waiting_for_company_whatever_else_is_due)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 4, .max_delay_us = 5000);
+    struct job parked = job_of(world->lane, 1, 2, 1), elsewhere, jobs[3];
+    struct lane *other;
+
+    cr_assert_eq(lane_new(world->batcher, NULL, &other), 0);
+    parked.deadline_us = world->now_us + 100;
+    add(world, &parked);
+    batcher_park(world->batcher, &parked);
+    elsewhere = job_of(other, 2, 2, world->now_us);
+    elsewhere.deadline_us = world->now_us + 200;
+    add(world, &elsewhere);
+    for (int i = 0; i < 3; i++) {
+        jobs[i] = job_of(world->lane, 1, 2, world->now_us);
+        jobs[i].deadline_us = world->now_us + 3000 - (uint64_t)i * 500;
+        add(world, &jobs[i]);
+    }
+    batcher_remove(world->batcher, &elsewhere);
+    cr_assert_null(batcher_pick(world->batcher, world->now_us, &world->wake_us));
+    cr_expect_eq(world->wake_us, world->now_us + 100, "the parked one's end");
+    batcher_remove(world->batcher, &parked);
+    add(world, &elsewhere);
+    cr_assert_null(batcher_pick(world->batcher, world->now_us, &world->wake_us));
+    cr_expect_eq(world->wake_us, world->now_us + 180, "the other lane's prompt");
+    parked = job_of(world->lane, 1, 2, 1);
+    parked.deadline_us = world->now_us + 100;
+    add(world, &parked);
+    batcher_park(world->batcher, &parked);
+    world->now_us += 1981; /* the third one's deadline less its prompt of two columns */
+    cr_expect_eq(batcher_pick(world->batcher, world->now_us, &world->wake_us), other);
+    batcher_remove(world->batcher, &elsewhere);
+    cr_expect_eq(batcher_pick(world->batcher, world->now_us, &world->wake_us), world->lane);
+    cr_expect_eq(step(world, world->lane, 100, true), 3);
+    cr_expect_eq(batcher_batch(world->lane)->reason, BATCH_DEADLINE);
+    batcher_remove(world->batcher, &parked);
+    lane_free(other);
     end_world(world);
 }
 
