@@ -671,10 +671,10 @@ static void plan_running(struct lane *lane)
 }
 
 /* Lets waiting jobs join while there are places and KV memory, or somebody has a place that is due
- * to them: at most as many times as there are places in all. */
-static void join_waiting(struct batcher *batcher, struct lane *lane, uint64_t now_us)
+ * to them: at most as many times as there are places in all. How many joined. */
+static uint32_t join_waiting(struct batcher *batcher, struct lane *lane, uint64_t now_us)
 {
-    uint32_t n_moves = 0;
+    uint32_t n_moves = 0, n_joined = 0;
     struct job *job;
 
     plan_running(lane);
@@ -690,6 +690,7 @@ static void join_waiting(struct batcher *batcher, struct lane *lane, uint64_t no
             continue;
         if (r == 0 && begin(job, now_us)) {
             join(batcher, job);
+            n_joined++;
             continue;
         }
         job_leave(batcher, job);
@@ -698,6 +699,7 @@ static void join_waiting(struct batcher *batcher, struct lane *lane, uint64_t no
         else
             job_refuse(batcher, job);
     }
+    return n_joined;
 }
 
 /* Gives running jobs the memory that they have come to need. */
@@ -814,7 +816,8 @@ static bool held_back(const struct batcher *batcher, struct lane *lane, uint64_t
                       uint64_t *ret_until_us)
 {
     if (batcher->options.max_delay_us == 0 || batcher->options.min_batch <= 1 ||
-        lane->running.n > 0 || lane->n_waiting >= batcher->options.min_batch)
+        lane->running.n > 0 || lane->n_waiting == 0 ||
+        lane->n_waiting >= batcher->options.min_batch)
         return false;
     *ret_until_us = company_until_us(lane, &lane->company);
     lane->kept_waiting |= *ret_until_us > now_us;
@@ -837,33 +840,55 @@ static enum batch_reason step_reason(struct batcher *batcher, struct lane *lane,
     return joined > 0 ? BATCH_GATHERED : BATCH_CONTINUED;
 }
 
+/* Puts those that are generating into the step: each costs one column and a reader watches it. */
+static void put_generating(const struct batcher *batcher, struct lane *lane)
+{
+    for (struct job *job = lane->running.head; job; job = job->next)
+        if (!cramped(batcher, job) && job->known - job->fed == 1 &&
+            lane->batch.n_columns < batcher->options.max_columns)
+            batch_put(&lane->batch, job, 1);
+}
+
+/* Jobs that could have been in the step, were there no end of places: those that run and those that
+ * still wait, but for those that have no KV memory, or not enough, and could not get it. */
+static uint32_t lane_n_runnable(const struct batcher *batcher, const struct lane *lane)
+{
+    uint32_t n = lane->running.n;
+
+    for (const struct job *job = lane->running.head; job; job = job->next)
+        n -= cramped(batcher, job);
+    for (const struct share *share = lane->shares; share; share = share->next)
+        for (uint32_t i = 0; i < BATCHER_PRIORITIES; i++) {
+            const struct job *job = share->waiting[i].head;
+            if (!share->passed_over)
+                n += share->waiting[i].n;
+            for (; share->passed_over && job && job->admitted; job = job->next)
+                n++;
+        }
+    return n;
+}
+
 bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us,
                      const struct batch **ret_batch)
 {
     struct batch *batch = &lane->batch;
-    uint32_t waiting, running;
+    uint32_t waiting, joined;
 
     assert(!lane->open);
     grow_running(batcher, lane);
-    running = lane->running.n;
     release_held(batcher, lane);
     waiting = lane->n_waiting;
-    join_waiting(batcher, lane, now_us);
+    joined = join_waiting(batcher, lane, now_us);
     for (struct share *share = lane->shares; share; share = share->next)
         share->columns = 0; /* the plan ends here */
     batch->n_jobs = batch->n_columns = 0;
-    batch->n_runnable = lane->running.n;
-    /* Those that are generating first: each costs one column and a reader watches it. */
-    for (struct job *job = lane->running.head; job; job = job->next)
-        if (cramped(batcher, job))
-            batch->n_runnable--;
-        else if (job->known - job->fed == 1 && batch->n_columns < batcher->options.max_columns)
-            batch_put(batch, job, 1);
+    batch->n_runnable = MIN(lane_n_runnable(batcher, lane), batcher->options.max_batch);
+    put_generating(batcher, lane);
     put_prompts(batcher, lane);
     lane->starved = batch->n_jobs == 0;
     lane->open = batch->n_jobs > 0;
     if (lane->open)
-        batch->reason = step_reason(batcher, lane, lane->running.n - running, waiting);
+        batch->reason = step_reason(batcher, lane, joined, waiting);
     *ret_batch = batch;
     return lane->open;
 }

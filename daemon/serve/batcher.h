@@ -110,7 +110,8 @@ struct batch {
     struct job **jobs; /* their chunk says how many columns each has */
     uint32_t n_jobs;
     uint32_t n_columns;
-    uint32_t n_runnable; /* jobs that could have been advanced, at most max_batch */
+    uint32_t n_runnable; /* jobs that ran or waited, at most max_batch; without those that are held
+                          * or have been denied the KV memory they need */
     enum batch_reason reason;
 };
 

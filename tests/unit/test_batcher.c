@@ -1138,6 +1138,97 @@ Test(batcher, a_job_that_cannot_grow_is_left_out)
     end_world(world);
 }
 
+struct pressed {
+    struct batcher *batcher;
+    struct job *victim; /* whose memory goes to the next that is admitted */
+    bool denies;        /* and even that is not enough */
+};
+
+static int admit_pressed(void *userdata, struct job *job)
+{
+    struct pressed *pressed = userdata;
+
+    job->room = 100;
+    if (pressed->victim)
+        batcher_preempt(pressed->batcher, pressed->victim);
+    pressed->victim = NULL;
+    return pressed->denies ? -EAGAIN : 0;
+}
+
+/* Who joins takes the memory of one that runs: as many run as before, and yet one has come. */
+Test(batcher, why_a_step_goes_does_not_depend_on_who_gave_way)
+{
+    struct pressed pressed = {0};
+    struct batcher_options options = {.max_batch = 8,
+                                      .min_batch = 1,
+                                      .chunk_target_us = 20000,
+                                      .max_columns = 1024,
+                                      .admit = admit_pressed,
+                                      .userdata = &pressed};
+    struct world world = {0};
+    struct job jobs[3];
+
+    cr_assert_eq(batcher_new(&options, &world.batcher), 0);
+    cr_assert_eq(lane_new(world.batcher, NULL, &world.lane), 0);
+    pressed.batcher = world.batcher;
+    for (int i = 0; i < 3; i++)
+        jobs[i] = job_of(world.lane, 1, 2, 1);
+    add(&world, &jobs[0]);
+    add(&world, &jobs[1]);
+    cr_assert_eq(reason_of_step(&world, false), BATCH_IDLE);
+    add(&world, &jobs[2]);
+    pressed.victim = &jobs[1];
+    pressed.denies = true;
+    cr_expect_eq(reason_of_step(&world, false), BATCH_CONTINUED, "nobody came");
+    cr_expect(runs(&jobs[0]) && !runs(&jobs[1]) && !runs(&jobs[2]));
+    pressed.denies = false;
+    pressed.victim = &jobs[0];
+    cr_expect_eq(reason_of_step(&world, false), BATCH_GATHERED);
+    for (int i = 0; i < 3; i++)
+        batcher_remove(world.batcher, &jobs[i]);
+    end_world(&world);
+}
+
+/* What batch efficiency is measured against: all that could run, as many as there may be places;
+ * who is denied memory, or held for what another computes, could not. */
+Test(batcher, runnable_are_those_that_wait_too)
+{
+    WORLD(world, .max_batch = 32, .min_batch = 1, .adaptive_us = 100);
+    struct job jobs[40], denied = job_of(world->lane, 2, 5, 1);
+    const struct batch *batch;
+
+    denied_uid = 2;
+    denial = -EAGAIN;
+    add(world, &denied);
+    for (int i = 0; i < 40; i++) {
+        jobs[i] = job_of(world->lane, 1, 1, (uint64_t)i);
+        add(world, &jobs[i]);
+    }
+    cr_expect_eq(step(world, world->lane, 10000, false), 32);
+    cr_expect_eq(batcher_batch(world->lane)->n_runnable, 32);
+    for (int i = 0; i < 20; i++) /* far too long: it narrows to the least */
+        step(world, world->lane, 10000, false);
+    for (int i = 0; i < 20; i++) {
+        batcher_remove(world->batcher, &jobs[i]);
+        jobs[i] = job_of(world->lane, 1, 1, (uint64_t)i);
+        add(world, &jobs[i]);
+    }
+    cr_assert(batcher_compose(world->batcher, world->lane, world->now_us, &batch));
+    cr_expect(batch->n_jobs == 16 && batch->n_runnable == 32, "%u of %u", batch->n_jobs,
+              batch->n_runnable);
+    batcher_close(world->batcher, world->lane, 10000);
+    for (int i = 6; i < 40; i++)
+        batcher_remove(world->batcher, &jobs[i]);
+    cr_assert(batcher_compose(world->batcher, world->lane, world->now_us, &batch));
+    cr_expect(batch->n_jobs == 6 && batch->n_runnable == 6, "one is denied memory: %u of %u",
+              batch->n_jobs, batch->n_runnable);
+    batcher_close(world->batcher, world->lane, 10000);
+    for (int i = 0; i < 6; i++)
+        batcher_remove(world->batcher, &jobs[i]);
+    batcher_remove(world->batcher, &denied);
+    end_world(world);
+}
+
 static int admit_evens(void *userdata, struct job *job)
 {
     (void)userdata;
