@@ -12,6 +12,7 @@
 #include "daemon/model/async_loader.h"
 #include "daemon/model/builtin.h"
 #include "lib/cleanup.h"
+#include "tests/support/gate.h"
 #include "tests/support/gguf_make.h"
 
 #define WAIT_MS 20000
@@ -20,19 +21,6 @@
 static const struct clock real_clock = {.now_us = clock_monotonic_us};
 
 /* ---- a world with a loader in it ---- */
-
-/* What keeps a loader thread until it is let go. */
-struct gate {
-    pthread_mutex_t lock;
-    pthread_cond_t open;
-    bool is_open;
-    int n_waiting;
-};
-
-#define GATE_SHUT                                                     \
-    {                                                                 \
-        PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, 0 \
-    }
 
 struct world {
     pthread_mutex_t lock;
@@ -44,37 +32,6 @@ struct world {
     struct loader *loader;
     struct gate *begin_gate; /* where each task waits when it has begun; NULL: nowhere */
 };
-
-static void pass_gate(struct gate *gate)
-{
-    pthread_mutex_lock(&gate->lock);
-    gate->n_waiting++;
-    while (!gate->is_open)
-        pthread_cond_wait(&gate->open, &gate->lock);
-    gate->n_waiting--;
-    pthread_mutex_unlock(&gate->lock);
-}
-
-static void open_gate(struct gate *gate)
-{
-    pthread_mutex_lock(&gate->lock);
-    gate->is_open = true;
-    pthread_cond_broadcast(&gate->open);
-    pthread_mutex_unlock(&gate->lock);
-}
-
-static void wait_for_waiting(struct gate *gate, int n)
-{
-    int waiting = 0;
-
-    for (int ms = 0; ms < WAIT_MS && waiting < n; ms++) {
-        pthread_mutex_lock(&gate->lock);
-        waiting = gate->n_waiting;
-        pthread_mutex_unlock(&gate->lock);
-        usleep(1000);
-    }
-    cr_assert(waiting >= n, "%d threads at the gate, %d wanted", waiting, n);
-}
 
 static void on_begun(void *userdata, struct load_task *task)
 {
@@ -188,7 +145,7 @@ static struct load_task *file_task(const char *path)
     return task;
 }
 
-static void wait_at_gate(struct load_task *task)
+static void stand_at_gate(struct load_task *task)
 {
     pass_gate(task->subject);
 }
@@ -197,7 +154,7 @@ static struct load_task *gate_task(struct gate *gate)
 {
     struct load_task *task = load_task_new(TASK_CALL, gate);
 
-    task->call = wait_at_gate;
+    task->call = stand_at_gate;
     return task;
 }
 
@@ -208,7 +165,7 @@ static uint32_t block_threads(struct world *world, struct gate *gate)
 
     for (uint32_t i = 0; i < n; i++)
         loader_submit(world->loader, gate_task(gate));
-    wait_for_waiting(gate, (int)n);
+    wait_at_gate(gate, (int)n);
     return n;
 }
 
@@ -300,7 +257,7 @@ Test(async_loader, as_many_load_at_once_as_may)
     for (int i = 0; i < 5; i++)
         loader_submit(world->loader, tasks[i] = builtin_task(LOAD_WARM));
     wait_begun(world, 3);
-    wait_for_waiting(&packing_gate, 3);
+    wait_at_gate(&packing_gate, 3);
     for (int i = 0; i < 5; i++)
         begun += atomic_load(&tasks[i]->started);
     cr_assert_eq(begun, 3);
@@ -323,12 +280,12 @@ Test(async_loader, one_user_alone_has_no_more_than_a_share)
         tasks[i]->uid = i < 2 ? 7 : 8;
         loader_submit(world->loader, tasks[i]);
     }
-    wait_for_waiting(&packing_gate, 2);
+    wait_at_gate(&packing_gate, 2);
     cr_assert(atomic_load(&tasks[0]->started));
     cr_assert_not(atomic_load(&tasks[1]->started), "a second one of the user 7");
     cr_assert(atomic_load(&tasks[2]->started));
     loader_share(world->loader, tasks[1]); /* somebody else waits for it, too */
-    wait_for_waiting(&packing_gate, 3);
+    wait_at_gate(&packing_gate, 3);
     cr_assert(atomic_load(&tasks[1]->started));
     open_gate(&packing_gate);
     wait_done(world, 3);
@@ -341,10 +298,10 @@ Test(async_loader, threads_share_a_load_while_nobody_else_waits)
     struct load_task *first = builtin_task(LOAD_WARM), *second = builtin_task(LOAD_WARM);
 
     loader_submit(world->loader, first);
-    wait_for_waiting(&packing_gate, LOADER_HANDS);
+    wait_at_gate(&packing_gate, LOADER_HANDS);
     cr_assert_eq(atomic_load(&first->n_hands), LOADER_HANDS, "no more than that");
     loader_submit(world->loader, second);
-    wait_for_waiting(&packing_gate, LOADER_HANDS + 1);
+    wait_at_gate(&packing_gate, LOADER_HANDS + 1);
     cr_assert(atomic_load(&second->started));
     open_gate(&packing_gate);
     wait_done(world, 2);
@@ -374,9 +331,9 @@ Test(async_loader, a_promoted_load_goes_on_where_it_was_at_normal_priority)
     int pieces;
 
     loader_submit(world->loader, task);
-    wait_for_waiting(&packing_gate, 1);
+    wait_at_gate(&packing_gate, 1);
     cr_assert(loader_promote(world->loader, task, LOAD_INTERACTIVE));
-    wait_for_waiting(&packing_gate, 2); /* a normal thread has come to it already */
+    wait_at_gate(&packing_gate, 2); /* a normal thread has come to it already */
     open_gate(&packing_gate);
     wait_done(world, 1);
     cr_assert_eq(task->error, 0, "%s", task->fault.text);
@@ -400,7 +357,7 @@ Test(async_loader, a_load_promoted_in_its_beginning_had_better_begin_anew)
     world->begin_gate = &gate;
     start(world);
     loader_submit(world->loader, task);
-    wait_for_waiting(&gate, 1);
+    wait_at_gate(&gate, 1);
     cr_assert_not(loader_promote(world->loader, task, LOAD_INTERACTIVE));
     loader_cancel(world->loader, task);
     open_gate(&gate);
@@ -416,10 +373,10 @@ Test(async_loader, an_urgent_load_takes_the_place_of_a_preload_which_goes_on_lat
     uint64_t done;
 
     loader_submit(world->loader, preload);
-    wait_for_waiting(&packing_gate, 1);
+    wait_at_gate(&packing_gate, 1);
     done = atomic_load(&preload->progress.done_bytes);
     loader_submit(world->loader, urgent);
-    wait_for_waiting(&packing_gate, 2);
+    wait_at_gate(&packing_gate, 2);
     cr_assert(atomic_load(&urgent->started));
     open_gate(&packing_gate);
     wait_done(world, 2);
@@ -484,9 +441,9 @@ Test(async_loader, a_running_load_is_cancelled_at_its_next_piece)
         struct world *world = start(build(3, 2));
         struct load_task *task = builtin_task(priority);
 
-        packing_gate.is_open = false;
+        shut_gate(&packing_gate);
         loader_submit(world->loader, task);
-        wait_for_waiting(&packing_gate, 1);
+        wait_at_gate(&packing_gate, 1);
         loader_cancel(world->loader, task);
         open_gate(&packing_gate);
         wait_done(world, 1);
@@ -503,10 +460,10 @@ Test(async_loader, a_load_that_was_set_aside_can_be_cancelled)
     struct load_task *preload = builtin_task(LOAD_PRELOAD), *urgent = builtin_task(LOAD_WARM);
 
     loader_submit(world->loader, preload);
-    wait_for_waiting(&packing_gate, 1);
+    wait_at_gate(&packing_gate, 1);
     world->begin_gate = &gate;
     loader_submit(world->loader, urgent);
-    wait_for_waiting(&gate, 1);
+    wait_at_gate(&gate, 1);
     open_gate(&packing_gate);
     for (int ms = 0; ms < WAIT_MS && atomic_load(&preload->n_hands) > 0; ms++)
         usleep(1000);
@@ -539,7 +496,7 @@ Test(async_loader, a_stuck_load_is_abandoned_and_others_go_on)
     struct load_task *stuck = builtin_task(LOAD_WARM), *next = builtin_task(LOAD_WARM);
 
     loader_submit(world->loader, stuck);
-    wait_for_waiting(&packing_gate, LOADER_HANDS); /* both threads are in it */
+    wait_at_gate(&packing_gate, LOADER_HANDS); /* both threads are in it */
     loader_submit(world->loader, next);
     atomic_store(&pieces_before_gate, ALL_OPEN); /* the next one finds a good disk */
     loader_abandon(world->loader, stuck);
@@ -563,7 +520,7 @@ Test(async_loader, no_more_threads_are_abandoned_than_may)
         loader_submit(world->loader, task);
         if (metric(world, M_LOADER_ABANDONED) == LOADER_MAX_ABANDONED)
             continue; /* no thread is left: they wait */
-        wait_for_waiting(&packing_gate, (int)(LOADER_HANDS * (i + 1)));
+        wait_at_gate(&packing_gate, (int)(LOADER_HANDS * (i + 1)));
         loader_abandon(world->loader, task);
     }
     cr_assert_eq(metric(world, M_LOADER_ABANDONED), LOADER_MAX_ABANDONED);
@@ -579,7 +536,7 @@ Test(async_loader, the_end_does_not_wait_for_a_stuck_read)
     struct loader *left;
 
     loader_submit(world->loader, builtin_task(LOAD_WARM));
-    wait_for_waiting(&packing_gate, 1);
+    wait_at_gate(&packing_gate, 1);
     left = loader_free(world->loader);
     cr_assert_eq(left, world->loader, "it lives on, as its thread uses it");
     open_gate(&packing_gate);
@@ -614,7 +571,7 @@ Test(async_loader, threads_of_their_own_are_bounded)
     }
     cr_assert_eq(task->error, -EAGAIN);
     cr_assert_not_null(strstr(task->fault.text, "try again"));
-    wait_for_waiting(&packing_gate, (int)LOADER_MAX_OWN);
+    wait_at_gate(&packing_gate, (int)LOADER_MAX_OWN);
     open_gate(&packing_gate);
     wait_done(world, LOADER_MAX_OWN + 1);
     leave(world);

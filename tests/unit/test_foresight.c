@@ -10,166 +10,77 @@
 #include "daemon/model/builtin.h"
 #include "daemon/model/registry.h"
 #include "lib/cleanup.h"
+#include "tests/support/house.h"
 
-#define SECOND  1000000u
-#define GAP_US  (10u * SECOND)
-#define WAIT_MS 20000
-#define N       8u
+#define SECOND 1000000u
+#define GAP_US (10u * SECOND)
+#define N      8u
 
 enum { ALICE = 1000 };
 
-/* A registry over copies of the built-in model; the test is its upper side. */
-struct house {
-    char dir[64], history[80];
-    struct config *config;
-    struct metrics *metrics;
-    struct registry *registry;
-    struct clock clock;
-    uint64_t now_us;
-    struct model_entry *models[N];
-    uint32_t predicted; /* times it was told */
-};
-
 static struct house house;
-
-static uint64_t virtual_now(const struct clock *clock)
-{
-    (void)clock;
-    return house.now_us;
-}
-
-static int on_attach(void *userdata, struct model_entry *entry)
-{
-    (void)userdata, (void)entry;
-    return 0;
-}
-
-static void on_detach(void *userdata, struct model_entry *entry)
-{
-    (void)userdata;
-    registry_detached(house.registry, entry);
-}
-
-static void on_entry(void *userdata, struct model_entry *entry)
-{
-    (void)userdata, (void)entry;
-}
-
-static void on_predicted(void *userdata, const struct model_entry *entry, bool dry_run)
-{
-    (void)userdata;
-    cr_assert_neq(entry->state, MODEL_READY);
-    cr_assert_eq(dry_run, house.config->loading.prediction == PREDICTION_DRY_RUN);
-    house.predicted++;
-}
-
-static void write_file(const char *name, const void *bytes, size_t n)
-{
-    char path[160];
-
-    snprintf(path, sizeof(path), "%s/%s", house.dir, name);
-    FILE *file = fopen(path, "w");
-    cr_assert(file && fwrite(bytes, 1, n, file) == n);
-    fclose(file);
-}
+static struct model_entry *models[N]; /* copies of the built-in one */
 
 static void open_registry(double room)
 {
-    struct registry_options options = {
-        .config = house.config,
-        .metrics = house.metrics,
-        .clock = &house.clock,
-        .budget_bytes = (uint64_t)((double)builtin_size() * 1.11 * room),
-        .history_path = house.history,
-        .ops = {.attach = on_attach,
-                .detach = on_detach,
-                .expel = on_entry,
-                .changed = on_entry,
-                .predicted = on_predicted},
-    };
     char name[8];
 
-    cr_assert_eq(kernels_choose("scalar", &options.kernels, NULL), 0);
-    cr_assert_eq(registry_new(&options, &house.registry, NULL), 0);
+    house_open(&house, house_room_of_builtin(room));
     for (uint32_t m = 0; m < N; m++) {
         snprintf(name, sizeof(name), "m%u", m);
-        house.models[m] = registry_find(house.registry, name);
-        cr_assert_not_null(house.models[m]);
+        models[m] = registry_find(house.registry, name);
+        cr_assert_not_null(models[m]);
     }
 }
 
 /* `yaml`: the configuration; room for `room` of N models. */
 static void build_house(const char *yaml, double room)
 {
-    char path[160], name[16];
+    char name[8];
 
-    house = (struct house){.now_us = 1000 * (uint64_t)SECOND, .clock = {.now_us = virtual_now}};
-    strcpy(house.dir, "/tmp/hearth-house-XXXXXX");
-    cr_assert_not_null(mkdtemp(house.dir));
-    snprintf(house.history, sizeof(house.history), "%s/history", house.dir);
+    house_build(&house);
     for (uint32_t m = 0; m < N; m++) {
-        snprintf(name, sizeof(name), "m%u.gguf", m);
-        write_file(name, builtin_bytes(), builtin_size());
+        snprintf(name, sizeof(name), "m%u", m);
+        house_add_builtin(&house, name);
     }
-    write_file("hearth.yaml", yaml, strlen(yaml));
-    cr_assert_eq(config_new(&house.config), 0);
-    cr_assert_eq(config_add_models_dir(house.config, house.dir), 0);
-    snprintf(path, sizeof(path), "%s/hearth.yaml", house.dir);
-    cr_assert_eq(config_load(house.config, path, NULL), 0);
-    cr_assert_eq(metrics_new(&house.metrics), 0);
+    house_configure(&house, yaml);
+    house.lets_go_at_once = house.writes_history = true;
     open_registry(room);
-}
-
-static void leave_house(void)
-{
-    char command[96];
-
-    registry_free(house.registry);
-    config_free(house.config);
-    metrics_free(house.metrics);
-    snprintf(command, sizeof(command), "rm -rf %s", house.dir);
-    cr_assert_eq(system(command), 0);
 }
 
 static bool is_ready(uint32_t m)
 {
-    return house.models[m]->state == MODEL_READY;
+    return models[m]->state == MODEL_READY;
 }
 
 /* Takes the loader's news and lets a tick pass; whether something is still on its way. */
 static bool go_on(void)
 {
-    struct pollfd pollfd = {.fd = registry_fd(house.registry), .events = POLLIN};
     bool busy = false;
 
-    poll(&pollfd, 1, 1);
-    registry_dispatch(house.registry);
+    house_go_on(&house, 1);
     for (uint32_t m = 0; m < N; m++)
-        if (house.models[m]->state == MODEL_WARMING)
-            registry_warmed(house.registry, house.models[m], NULL);
-    registry_tick(house.registry);
-    for (uint32_t m = 0; m < N; m++)
-        busy = busy || (house.models[m]->state != MODEL_COLD && !is_ready(m));
+        busy = busy || (models[m]->state != MODEL_COLD && !is_ready(m));
     return busy || registry_loaded_bytes(house.registry) > N * 2 * (uint64_t)builtin_size();
 }
 
 /* Until nothing loads or leaves, and nothing more is begun for a few ticks. */
 static void settle(void)
 {
-    for (int ms = 0, quiet = 0; ms < WAIT_MS && quiet < 5; ms++)
+    for (int ms = 0, quiet = 0; ms < HOUSE_LIMIT_MS && quiet < 5; ms++)
         quiet = go_on() ? 0 : quiet + 1;
 }
 
 /* A request that begins and ends; whether its model was ready. */
 static bool ask(uint32_t m)
 {
-    struct model_entry *entry = house.models[m];
+    struct model_entry *entry = models[m];
     bool ready = is_ready(m);
 
     house.now_us += GAP_US;
     registry_asked(house.registry, entry);
     registry_want_for(house.registry, entry, LOAD_INTERACTIVE, ALICE, false);
-    for (int ms = 0; ms < WAIT_MS && !is_ready(m); ms++)
+    for (int ms = 0; ms < HOUSE_LIMIT_MS && !is_ready(m); ms++)
         go_on();
     cr_assert(is_ready(m), "m%u is %s: %s", m, model_state_name(entry->state), entry->error);
     registry_use(house.registry, entry, ALICE);
@@ -198,12 +109,12 @@ Test(foresight, what_comes_next_is_loaded_ahead_and_counted)
     go_round(6);
     cr_assert_eq(go_round(2), 2 * N);
     cr_assert_geq(metric(M_PREDICTIONS), 2 * N - 1);
-    cr_assert_eq(metric(M_PREDICTIONS), house.predicted);
+    cr_assert_eq(metric(M_PREDICTIONS), house.n_predicted);
     cr_assert_geq(metric(M_PREDICTIONS_USED) * 100, metric(M_PREDICTIONS) * 85);
     cr_assert_eq(metric(M_PRELOAD_ASKED), 8 * N);
     cr_assert_eq(metric(M_PRELOAD_HITS) + metric(M_PRELOAD_MISSES), 8 * N);
     cr_assert_gt(metric(M_EVICTIONS), 0);
-    leave_house();
+    house_leave(&house);
 }
 
 Test(foresight, a_model_with_strategy_none_is_not_loaded_ahead)
@@ -212,52 +123,53 @@ Test(foresight, a_model_with_strategy_none_is_not_loaded_ahead)
     go_round(8);
     for (uint32_t i = 0; i < N; i++)
         cr_assert(ask(i) || i == 3, "m%u", i);
-    cr_assert_not(is_ready(3) && house.models[3]->predicted_us);
-    leave_house();
+    cr_assert_not(is_ready(3) && models[3]->predicted_us);
+    house_leave(&house);
 }
 
 Test(foresight, a_dry_run_tells_and_loads_nothing)
 {
     build_house("loading: {prediction: dry-run}\n", 4.5);
     cr_assert_eq(go_round(8), 0);
-    cr_assert_gt(house.predicted, N);
+    cr_assert_gt(house.n_predicted, N);
     cr_assert_eq(metric(M_LOADS), 8 * N);
-    cr_assert_eq(metric(M_PREDICTIONS), house.predicted);
-    leave_house();
+    cr_assert_eq(metric(M_PREDICTIONS), house.n_predicted);
+    house_leave(&house);
 }
 
 Test(foresight, off_it_is_plain_lru_and_remembers_nothing)
 {
     build_house("loading: {prediction: off}\n", 4.5);
     cr_assert_eq(go_round(6), 0);
-    cr_assert_eq(house.predicted, 0);
+    cr_assert_eq(house.n_predicted, 0);
     while (!registry_shut_down(house.registry))
         settle();
-    leave_house();
-    cr_assert_eq(access(house.history, F_OK), -1);
+    house.registry = registry_free(house.registry);
+    cr_assert_eq(access(house.history_path, F_OK), -1);
+    house_leave(&house);
 }
 
 Test(foresight, predictions_leave_alone_what_was_warmed_pinned_held_or_is_in_use)
 {
     build_house("", 6.5);
     go_round(6);
-    registry_want_for(house.registry, house.models[5], LOAD_WARM, ALICE, false);
+    registry_want_for(house.registry, models[5], LOAD_WARM, ALICE, false);
     settle();
     cr_assert(is_ready(5));
-    registry_use(house.registry, house.models[5], ALICE);
-    registry_set_pinned(house.registry, house.models[4], true);
-    registry_want_for(house.registry, house.models[4], LOAD_WARM, ALICE, false);
+    registry_use(house.registry, models[5], ALICE);
+    registry_set_pinned(house.registry, models[4], true);
+    registry_want_for(house.registry, models[4], LOAD_WARM, ALICE, false);
     settle();
-    cr_assert_eq(registry_hold(house.registry, house.models[6], ALICE, false, NULL), 0);
-    registry_want_for(house.registry, house.models[6], LOAD_WARM, ALICE, false);
+    cr_assert_eq(registry_hold(house.registry, models[6], ALICE, false, NULL), 0);
+    registry_want_for(house.registry, models[6], LOAD_WARM, ALICE, false);
     settle();
     for (uint32_t i = 0; i < 3 * N; i++) {
         ask(i % N);
         cr_assert(is_ready(4) && is_ready(5) && is_ready(6));
     }
-    registry_unuse(house.registry, house.models[5], ALICE, 0);
-    registry_release(house.registry, house.models[6], ALICE);
-    leave_house();
+    registry_unuse(house.registry, models[5], ALICE, 0);
+    registry_release(house.registry, models[6], ALICE);
+    house_leave(&house);
 }
 
 Test(foresight, what_somebody_has_just_had_warmed_is_not_the_first_to_go)
@@ -265,13 +177,13 @@ Test(foresight, what_somebody_has_just_had_warmed_is_not_the_first_to_go)
     build_house("", 4.5);
     go_round(6);
     ask(0);
-    registry_want_for(house.registry, house.models[5], LOAD_WARM, ALICE, false);
+    registry_want_for(house.registry, models[5], LOAD_WARM, ALICE, false);
     settle();
     cr_assert(is_ready(5));
     ask(1);
     ask(2);
     cr_assert(is_ready(5)); /* though it was the last to be foretold */
-    leave_house();
+    house_leave(&house);
 }
 
 Test(foresight, what_left_by_itself_is_brought_back_though_there_is_room)
@@ -279,15 +191,15 @@ Test(foresight, what_left_by_itself_is_brought_back_though_there_is_room)
     build_house("", N + 1.5);
     go_round(6);
     for (uint32_t m = 0; m < N; m++)
-        registry_unload(house.registry, house.models[m]);
+        registry_unload(house.registry, models[m]);
     settle();
     for (uint32_t m = 0; m < N; m++)
-        cr_assert_eq(house.models[m]->state, MODEL_COLD);
+        cr_assert_eq(models[m]->state, MODEL_COLD);
     for (uint32_t i = 0; i < 3; i++)
         ask(i);
     for (uint32_t i = 3; i < N; i++)
         cr_assert(ask(i), "m%u", i);
-    leave_house();
+    house_leave(&house);
 }
 
 Test(foresight, a_habit_is_remembered_by_the_next_registry)
@@ -304,7 +216,7 @@ Test(foresight, a_habit_is_remembered_by_the_next_registry)
     cr_assert(ask(1));
     while (!registry_shut_down(house.registry))
         settle();
-    leave_house();
+    house_leave(&house);
 }
 
 Test(foresight, nothing_is_begun_while_the_daemon_ends)
@@ -313,45 +225,45 @@ Test(foresight, nothing_is_begun_while_the_daemon_ends)
 
     build_house("", 4.5);
     go_round(6);
-    before = house.predicted;
+    before = house.n_predicted;
     house.now_us += GAP_US;
-    registry_asked(house.registry, house.models[0]);
+    registry_asked(house.registry, models[0]);
     while (!registry_shut_down(house.registry))
         settle();
-    cr_assert_eq(house.predicted, before);
-    leave_house();
+    cr_assert_eq(house.n_predicted, before);
+    house_leave(&house);
 }
 
 Test(foresight, an_eager_model_comes_back_without_driving_anybody_out)
 {
     build_house("loading: {prediction: off}\nmodels: {m0: {preload: eager}}\n", 2.5);
-    registry_want(house.registry, house.models[0], LOAD_PRELOAD, false);
+    registry_want(house.registry, models[0], LOAD_PRELOAD, false);
     settle();
     ask(1);
     ask(2);
-    cr_assert_eq(house.models[0]->state, MODEL_COLD);
-    cr_assert_eq(house.models[0]->evictions, 1);
-    cr_assert_str_eq(house.models[0]->last_eviction.by, "m2");
-    registry_unload(house.registry, house.models[1]);
+    cr_assert_eq(models[0]->state, MODEL_COLD);
+    cr_assert_eq(models[0]->evictions, 1);
+    cr_assert_str_eq(models[0]->last_eviction.by, "m2");
+    registry_unload(house.registry, models[1]);
     settle();
     cr_assert(is_ready(0));
-    registry_unload(house.registry, house.models[0]);
+    registry_unload(house.registry, models[0]);
     settle();
-    cr_assert_eq(house.models[0]->state, MODEL_COLD); /* unloaded, not evicted */
-    leave_house();
+    cr_assert_eq(models[0]->state, MODEL_COLD); /* unloaded, not evicted */
+    house_leave(&house);
 }
 
 Test(foresight, what_is_larger_than_all_room_is_refused_and_nobody_goes_for_it)
 {
     build_house("", 1.5);
     ask(0);
-    house.models[1]->file_bytes = UINT64_MAX / 200;
+    models[1]->file_bytes = UINT64_MAX / 200;
     house.now_us += GAP_US;
-    registry_asked(house.registry, house.models[1]);
-    cr_assert_eq(registry_want_for(house.registry, house.models[1], LOAD_INTERACTIVE, ALICE, false),
+    registry_asked(house.registry, models[1]);
+    cr_assert_eq(registry_want_for(house.registry, models[1], LOAD_INTERACTIVE, ALICE, false),
                  -EIO);
-    cr_assert_eq(house.models[1]->code, CODE_NO_MEMORY);
-    cr_assert_not_null(strstr(house.models[1]->error, "memory_budget"));
+    cr_assert_eq(models[1]->code, CODE_NO_MEMORY);
+    cr_assert_not_null(strstr(models[1]->error, "memory_budget"));
     cr_assert(is_ready(0));
-    leave_house();
+    house_leave(&house);
 }

@@ -12,99 +12,12 @@
 #include "daemon/model/builtin.h"
 #include "daemon/model/registry.h"
 #include "lib/cleanup.h"
-#include "tests/support/gguf_make.h"
+#include "tests/support/gate.h"
+#include "tests/support/house.h"
 
-#define WAIT_MS 20000
-
-/* What keeps a loader thread until it is let go. */
-struct gate {
-    pthread_mutex_t lock;
-    pthread_cond_t open;
-    bool is_open;
-};
-
-static void pass_gate(struct gate *gate)
-{
-    pthread_mutex_lock(&gate->lock);
-    while (!gate->is_open)
-        pthread_cond_wait(&gate->open, &gate->lock);
-    pthread_mutex_unlock(&gate->lock);
-}
-
-static void open_gate(struct gate *gate)
-{
-    pthread_mutex_lock(&gate->lock);
-    gate->is_open = true;
-    pthread_cond_broadcast(&gate->open);
-    pthread_mutex_unlock(&gate->lock);
-}
-
-struct house {
-    char dir[64], names[96];
-    struct config *config;
-    struct metrics *metrics;
-    struct registry *registry;
-    const struct kernel_table *kernels;
-    struct kernel_table gated; /* the same, but packing waits at `packing_gate` */
-    uint64_t skew_us;          /* added to the time */
-    struct clock clock;
-    char history[1024]; /* "NAME:STATE " of each change */
-    uint32_t n_attached, n_expelled, n_lists;
-    bool attach_fails, hold_detach;
-    bool again_when_cold; /* the entry's `again` when it last went cold */
-    struct model_entry *detaching;
-    struct model_entry *used_when_ready; /* a request waits for it */
-};
-
-static struct house *clock_house;
-
-static uint64_t skewed_now(const struct clock *clock)
-{
-    return clock_monotonic_us(clock) + clock_house->skew_us;
-}
-
-static int on_attach(void *userdata, struct model_entry *entry)
-{
-    struct house *house = userdata;
-
-    entry->attachment = house;
-    house->n_attached++;
-    return 0;
-}
-
-static void on_detach(void *userdata, struct model_entry *entry)
-{
-    struct house *house = userdata;
-
-    house->detaching = entry;
-}
-
-static void on_expel(void *userdata, struct model_entry *entry)
-{
-    struct house *house = userdata;
-
-    entry->deadline_us = UINT64_MAX;
-    house->n_expelled++;
-}
-
-static void on_changed(void *userdata, struct model_entry *entry)
-{
-    struct house *house = userdata;
-    size_t len = strlen(house->history);
-
-    if (entry)
-        snprintf(house->history + len, sizeof(house->history) - len, "%s:%s ", entry->name,
-                 model_state_name(entry->state));
-    else
-        house->n_lists++;
-    if (entry && entry->state == MODEL_COLD)
-        house->again_when_cold = entry->again;
-    if (entry && entry == house->used_when_ready && entry->state == MODEL_READY)
-        registry_use(house->registry, entry, 1000);
-}
-
-static struct gate packing_gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+static struct gate packing_gate = GATE_SHUT;
 static const struct kernel_table *packing_kernels;
+static struct kernel_table gated; /* the same, but packing waits at the gate */
 
 static void pack_behind_gate(struct tensor *tensor, uint32_t row_begin, uint32_t n_rows,
                              const void *rows)
@@ -113,80 +26,20 @@ static void pack_behind_gate(struct tensor *tensor, uint32_t row_begin, uint32_t
     packing_kernels->pack(tensor, row_begin, n_rows, rows);
 }
 
-/* From now on loads get stuck until packing_gate is opened. Before open_registry(). */
+/* From now on loads get stuck until packing_gate is opened. Before house_open(). */
 static void hold_loads(struct house *house)
 {
     packing_kernels = house->kernels;
-    house->gated = *house->kernels;
-    house->gated.pack = pack_behind_gate;
-    house->kernels = &house->gated;
+    gated = *house->kernels;
+    gated.pack = pack_behind_gate;
+    house->kernels = &gated;
 }
 
-static void add_model(struct house *house, const char *name, uint64_t seed)
-{
-    struct model_plan plan = tiny_model_plan();
-    char path[160];
-
-    plan.seed = seed;
-    snprintf(path, sizeof(path), "%s/%s.gguf", house->dir, name);
-    cr_assert_eq(make_model_file(&plan, path, NULL), 0);
-}
-
-static void open_registry(struct house *house, uint64_t budget_bytes)
-{
-    struct registry_options options = {.config = house->config,
-                                       .kernels = house->kernels,
-                                       .metrics = house->metrics,
-                                       .clock = &house->clock,
-                                       .budget_bytes = budget_bytes,
-                                       .memory_per_uid_bytes = budget_bytes,
-                                       .names_path = house->names,
-                                       .ops = {on_attach, on_detach, on_expel, on_changed, house}};
-
-    cr_assert_eq(registry_new(&options, &house->registry, NULL), 0);
-}
-
+/* Loads take the time they take, so the house's goes on with the real one. */
 static void build_house(struct house *house)
 {
-    *house = (struct house){.clock = {.now_us = skewed_now}};
-    clock_house = house;
-    strcpy(house->dir, "/tmp/hearth-house-XXXXXX");
-    cr_assert_not_null(mkdtemp(house->dir));
-    snprintf(house->names, sizeof(house->names), "%s/names", house->dir);
-    cr_assert_eq(config_new(&house->config), 0);
-    cr_assert_eq(config_add_models_dir(house->config, house->dir), 0);
-    cr_assert_eq(metrics_new(&house->metrics), 0);
-    cr_assert_eq(kernels_choose("scalar", &house->kernels, NULL), 0);
-}
-
-static void leave_house(struct house *house)
-{
-    char command[128];
-
-    registry_free(house->registry);
-    config_free(house->config);
-    metrics_free(house->metrics);
-    snprintf(command, sizeof(command), "rm -rf %s", house->dir);
-    cr_assert_eq(system(command), 0);
-}
-
-/* Lets the registry go on until the entry is in `state`, answering as the upper side does. */
-static void until(struct house *house, struct model_entry *entry, enum model_state state)
-{
-    for (int ms = 0; ms < WAIT_MS && entry->state != state; ms += 5) {
-        struct pollfd pollfd = {.fd = registry_fd(house->registry), .events = POLLIN};
-        poll(&pollfd, 1, 5);
-        registry_dispatch(house->registry);
-        registry_tick(house->registry);
-        if (entry->state == MODEL_WARMING)
-            registry_warmed(house->registry, entry, house->attach_fails ? "no first step" : NULL);
-        if (house->detaching && !house->hold_detach) {
-            struct model_entry *leaving = TAKE_PTR(house->detaching);
-            registry_detached(house->registry, leaving);
-        }
-    }
-    cr_assert_eq(entry->state, state, "%s is %s: %s", entry->name, model_state_name(entry->state),
-                 entry->error);
+    house_build(house);
+    house->real_time = house->writes_names = true;
 }
 
 Test(registry, a_model_goes_through_its_states)
@@ -195,18 +48,18 @@ Test(registry, a_model_goes_through_its_states)
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
-    open_registry(&house, 1u << 30);
+    house_add_tiny(&house, "one", 1);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
-    until(&house, entry, MODEL_READY);
+    house_until(&house, entry, MODEL_READY);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 0);
     cr_assert(registry_loaded_bytes(house.registry) > 100000);
     registry_unload(house.registry, entry);
-    until(&house, entry, MODEL_COLD);
-    cr_assert_str_eq(house.history, "one:queued one:loading one:warming one:ready one:draining "
-                                    "one:cold ");
-    leave_house(&house);
+    house_until(&house, entry, MODEL_COLD);
+    cr_assert_str_eq(house.states, "one:queued one:loading one:warming one:ready one:draining "
+                                   "one:cold ");
+    house_leave(&house);
 }
 
 Test(registry, many_wants_are_one_load)
@@ -215,16 +68,16 @@ Test(registry, many_wants_are_one_load)
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
-    open_registry(&house, 1u << 30);
+    house_add_tiny(&house, "one", 1);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     for (int i = 0; i < 10; i++)
         cr_assert_eq(registry_want(house.registry, entry, LOAD_PRELOAD, false), 1);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_INTERACTIVE, false), 1);
     cr_assert_eq(entry->priority, LOAD_INTERACTIVE, "a request makes the load urgent");
-    until(&house, entry, MODEL_READY);
+    house_until(&house, entry, MODEL_READY);
     cr_assert_eq(metrics_get(house.metrics, M_LOADS_DONE), 1);
-    leave_house(&house);
+    house_leave(&house);
 }
 
 Test(registry, a_model_in_use_drains_until_it_is_idle)
@@ -233,19 +86,19 @@ Test(registry, a_model_in_use_drains_until_it_is_idle)
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
-    open_registry(&house, 1u << 30);
+    house_add_tiny(&house, "one", 1);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     registry_want(house.registry, entry, LOAD_WARM, false);
-    until(&house, entry, MODEL_READY);
+    house_until(&house, entry, MODEL_READY);
     registry_use(house.registry, entry, 1000);
     registry_unload(house.registry, entry);
     cr_assert_eq(entry->state, MODEL_DRAINING);
     cr_assert_null(house.detaching, "it is in use");
     registry_unuse(house.registry, entry, 1000, 0);
     cr_assert_not_null(house.detaching);
-    until(&house, entry, MODEL_COLD);
-    leave_house(&house);
+    house_until(&house, entry, MODEL_COLD);
+    house_leave(&house);
 }
 
 Test(registry, a_drain_that_takes_too_long_expels)
@@ -254,22 +107,22 @@ Test(registry, a_drain_that_takes_too_long_expels)
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
-    open_registry(&house, 1u << 30);
+    house_add_tiny(&house, "one", 1);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     registry_want(house.registry, entry, LOAD_WARM, false);
-    until(&house, entry, MODEL_READY);
+    house_until(&house, entry, MODEL_READY);
     registry_use(house.registry, entry, 1000);
     registry_unload(house.registry, entry);
     registry_tick(house.registry);
     cr_assert_eq(house.n_expelled, 0);
-    house.skew_us += house.config->drain_timeout_us;
+    house.now_us += house.config->drain_timeout_us;
     registry_tick(house.registry);
     registry_tick(house.registry);
     cr_assert_eq(house.n_expelled, 1);
     registry_unuse(house.registry, entry, 1000, 0);
-    until(&house, entry, MODEL_COLD);
-    leave_house(&house);
+    house_until(&house, entry, MODEL_COLD);
+    house_leave(&house);
 }
 
 Test(registry, one_wanted_while_it_drains_comes_back)
@@ -278,20 +131,20 @@ Test(registry, one_wanted_while_it_drains_comes_back)
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
-    open_registry(&house, 1u << 30);
+    house_add_tiny(&house, "one", 1);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     registry_want(house.registry, entry, LOAD_WARM, false);
-    until(&house, entry, MODEL_READY);
-    house.hold_detach = true;
+    house_until(&house, entry, MODEL_READY);
+    house.holds_on = true;
     registry_unload(house.registry, entry);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_INTERACTIVE, false), 1);
     cr_assert_eq(entry->state, MODEL_DRAINING);
-    house.hold_detach = false;
-    until(&house, entry, MODEL_READY);
-    cr_assert_not_null(strstr(house.history, "one:draining one:cold one:queued"));
+    house.holds_on = false;
+    house_until(&house, entry, MODEL_READY);
+    cr_assert_not_null(strstr(house.states, "one:draining one:cold one:queued"));
     cr_assert(house.again_when_cold, "those that wait are not to be sent away");
-    leave_house(&house);
+    house_leave(&house);
 }
 
 Test(registry, one_wanted_after_its_load_was_cancelled_is_loaded_again)
@@ -300,17 +153,17 @@ Test(registry, one_wanted_after_its_load_was_cancelled_is_loaded_again)
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
+    house_add_tiny(&house, "one", 1);
     hold_loads(&house);
-    open_registry(&house, 1u << 30);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
-    until(&house, entry, MODEL_LOADING);
+    house_until(&house, entry, MODEL_LOADING);
     registry_unload(house.registry, entry);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_INTERACTIVE, false), 1);
     open_gate(&packing_gate);
-    until(&house, entry, MODEL_READY);
-    leave_house(&house);
+    house_until(&house, entry, MODEL_READY);
+    house_leave(&house);
 }
 
 Test(registry, a_cancelled_load_ends_cold)
@@ -319,20 +172,20 @@ Test(registry, a_cancelled_load_ends_cold)
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
+    house_add_tiny(&house, "one", 1);
     hold_loads(&house);
-    open_registry(&house, 1u << 30);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     registry_want(house.registry, entry, LOAD_WARM, false);
-    until(&house, entry, MODEL_LOADING);
+    house_until(&house, entry, MODEL_LOADING);
     registry_unload(house.registry, entry);
     registry_want(house.registry, entry, LOAD_INTERACTIVE, false);
     registry_unload(house.registry, entry); /* the last word counts */
     open_gate(&packing_gate);
-    until(&house, entry, MODEL_COLD);
+    house_until(&house, entry, MODEL_COLD);
     cr_assert_not(house.again_when_cold);
     cr_assert_eq(registry_loaded_bytes(house.registry), 0);
-    leave_house(&house);
+    house_leave(&house);
 }
 
 Test(registry, a_load_without_progress_is_given_up_and_may_be_tried_again)
@@ -341,19 +194,19 @@ Test(registry, a_load_without_progress_is_given_up_and_may_be_tried_again)
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
+    house_add_tiny(&house, "one", 1);
     hold_loads(&house);
-    open_registry(&house, 1u << 30);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     registry_want(house.registry, entry, LOAD_WARM, false);
-    until(&house, entry, MODEL_LOADING);
+    house_until(&house, entry, MODEL_LOADING);
     usleep(20000); /* what is read before the first tensor counts as progress */
     registry_tick(house.registry);
-    house.skew_us += house.config->loading.timeout_us - 1000000;
+    house.now_us += house.config->loading.timeout_us - 1000000;
     registry_tick(house.registry);
     cr_assert_eq(entry->state, MODEL_LOADING, "it has a second left");
     for (int i = 0; i < 3 && entry->state == MODEL_LOADING; i++) {
-        house.skew_us += house.config->loading.timeout_us;
+        house.now_us += house.config->loading.timeout_us;
         registry_tick(house.registry);
     }
     cr_assert_eq(entry->state, MODEL_FAILED);
@@ -362,8 +215,8 @@ Test(registry, a_load_without_progress_is_given_up_and_may_be_tried_again)
                        entry->error);
     open_gate(&packing_gate);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
-    until(&house, entry, MODEL_READY);
-    leave_house(&house);
+    house_until(&house, entry, MODEL_READY);
+    house_leave(&house);
 }
 
 Test(registry, one_unloaded_while_it_warms_leaves_unless_somebody_wants_it)
@@ -373,11 +226,11 @@ Test(registry, one_unloaded_while_it_warms_leaves_unless_somebody_wants_it)
         struct model_entry *entry;
 
         build_house(&house);
-        add_model(&house, "one", 1);
-        open_registry(&house, 1u << 30);
+        house_add_tiny(&house, "one", 1);
+        house_open(&house, HOUSE_PLENTY);
         entry = registry_find(house.registry, "one");
         registry_want(house.registry, entry, LOAD_WARM, false);
-        for (int ms = 0; ms < WAIT_MS && entry->state != MODEL_WARMING; ms++) {
+        for (int ms = 0; ms < HOUSE_LIMIT_MS && entry->state != MODEL_WARMING; ms++) {
             usleep(1000);
             registry_dispatch(house.registry);
         }
@@ -388,8 +241,8 @@ Test(registry, one_unloaded_while_it_warms_leaves_unless_somebody_wants_it)
         registry_warmed(house.registry, entry, NULL);
         cr_assert_eq(entry->state, wanted ? MODEL_READY : MODEL_DRAINING);
         registry_unload(house.registry, entry);
-        until(&house, entry, MODEL_COLD);
-        leave_house(&house);
+        house_until(&house, entry, MODEL_COLD);
+        house_leave(&house);
     }
 }
 
@@ -399,50 +252,48 @@ Test(registry, shutting_down_ends_every_state)
     struct model_entry *ready, *loading;
 
     build_house(&house);
-    add_model(&house, "one", 1);
-    add_model(&house, "two", 2);
+    house_add_tiny(&house, "one", 1);
+    house_add_tiny(&house, "two", 2);
     hold_loads(&house);
     open_gate(&packing_gate);
-    open_registry(&house, 1u << 30);
+    house_open(&house, HOUSE_PLENTY);
     ready = registry_find(house.registry, "one");
     loading = registry_find(house.registry, "two");
     registry_want(house.registry, ready, LOAD_WARM, false);
-    until(&house, ready, MODEL_READY);
+    house_until(&house, ready, MODEL_READY);
     packing_gate.is_open = false; /* nobody is at it */
     registry_want(house.registry, loading, LOAD_WARM, false);
-    until(&house, loading, MODEL_LOADING);
+    house_until(&house, loading, MODEL_LOADING);
     cr_assert_not(registry_shut_down(house.registry));
     open_gate(&packing_gate);
-    until(&house, ready, MODEL_COLD);
-    until(&house, loading, MODEL_COLD);
+    house_until(&house, ready, MODEL_COLD);
+    house_until(&house, loading, MODEL_COLD);
     cr_assert(registry_shut_down(house.registry));
-    leave_house(&house);
+    house_leave(&house);
 }
 
 Test(registry, a_failure_stands_until_the_file_changes)
 {
     struct house house;
     struct model_entry *entry;
-    char path[160];
 
     build_house(&house);
-    add_model(&house, "one", 1);
-    snprintf(path, sizeof(path), "%s/one.gguf", house.dir);
-    cr_assert_eq(truncate(path, 1000), 0);
-    open_registry(&house, 1u << 30);
+    house_add_tiny(&house, "one", 1);
+    cr_assert_eq(truncate(house_model_path(&house, "one"), 1000), 0);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
-    until(&house, entry, MODEL_FAILED);
+    house_until(&house, entry, MODEL_FAILED);
     cr_assert_eq(entry->code, CODE_LOAD_FAILED);
     cr_assert(entry->error[0]);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), -EIO);
     cr_assert_eq(metrics_get(house.metrics, M_LOADS), 1, "it was read again in vain");
     cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, true), 1, "an administrator may");
-    until(&house, entry, MODEL_FAILED);
-    add_model(&house, "one", 2);
+    house_until(&house, entry, MODEL_FAILED);
+    house_add_tiny(&house, "one", 2);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
-    until(&house, entry, MODEL_READY);
-    leave_house(&house);
+    house_until(&house, entry, MODEL_READY);
+    house_leave(&house);
 }
 
 Test(registry, a_first_step_that_fails_fails_the_model)
@@ -451,82 +302,68 @@ Test(registry, a_first_step_that_fails_fails_the_model)
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
-    open_registry(&house, 1u << 30);
-    house.attach_fails = true;
+    house_add_tiny(&house, "one", 1);
+    house_open(&house, HOUSE_PLENTY);
+    house.first_step_fails = true;
     entry = registry_find(house.registry, "one");
     registry_want(house.registry, entry, LOAD_WARM, false);
-    until(&house, entry, MODEL_FAILED);
+    house_until(&house, entry, MODEL_FAILED);
     cr_assert_str_eq(entry->error, "no first step");
     cr_assert_null(entry->model);
-    leave_house(&house);
+    house_leave(&house);
 }
 
 Test(registry, the_least_recently_used_makes_room)
 {
     struct house house;
     struct model_entry *a, *b, *c;
-    uint64_t bytes;
 
     build_house(&house);
-    add_model(&house, "a", 1);
-    add_model(&house, "b", 2);
-    add_model(&house, "c", 3);
-    open_registry(&house, 1u << 30);
-    a = registry_find(house.registry, "a");
-    registry_want(house.registry, a, LOAD_WARM, false);
-    until(&house, a, MODEL_READY);
-    bytes = registry_loaded_bytes(house.registry);
-    registry_free(house.registry);
-    open_registry(&house, bytes * 5 / 2);
+    house_add_tiny(&house, "a", 1);
+    house_add_tiny(&house, "b", 2);
+    house_add_tiny(&house, "c", 3);
+    house_open(&house, house_room_of(&house, "a", 2.5));
     a = registry_find(house.registry, "a");
     b = registry_find(house.registry, "b");
     c = registry_find(house.registry, "c");
     registry_want(house.registry, a, LOAD_WARM, false);
-    until(&house, a, MODEL_READY);
+    house_until(&house, a, MODEL_READY);
     registry_want(house.registry, b, LOAD_WARM, false);
-    until(&house, b, MODEL_READY);
-    house.skew_us += 10;                /* all of this may happen within a microsecond */
+    house_until(&house, b, MODEL_READY);
+    house.now_us += 10;                 /* all of this may happen within a microsecond */
     registry_use(house.registry, a, 1); /* a is the newer one now */
     registry_unuse(house.registry, a, 1, 0);
     registry_want(house.registry, c, LOAD_INTERACTIVE, false);
-    until(&house, c, MODEL_READY);
+    house_until(&house, c, MODEL_READY);
     cr_assert_eq(a->state, MODEL_READY);
     cr_assert_eq(b->state, MODEL_COLD);
-    leave_house(&house);
+    house_leave(&house);
 }
 
 Test(registry, a_busy_model_is_waited_for_but_not_for_ever)
 {
     struct house house;
     struct model_entry *a, *b;
-    uint64_t bytes;
 
     build_house(&house);
-    add_model(&house, "a", 1);
-    add_model(&house, "b", 2);
-    open_registry(&house, 1u << 30);
-    a = registry_find(house.registry, "a");
-    registry_want(house.registry, a, LOAD_WARM, false);
-    until(&house, a, MODEL_READY);
-    bytes = registry_loaded_bytes(house.registry);
-    registry_free(house.registry);
-    open_registry(&house, bytes * 3 / 2);
+    house_add_tiny(&house, "a", 1);
+    house_add_tiny(&house, "b", 2);
+    house_open(&house, house_room_of(&house, "a", 1.5));
     a = registry_find(house.registry, "a");
     b = registry_find(house.registry, "b");
     registry_want(house.registry, a, LOAD_WARM, false);
-    until(&house, a, MODEL_READY);
+    house_until(&house, a, MODEL_READY);
     registry_use(house.registry, a, 1);
     cr_assert_eq(registry_want(house.registry, b, LOAD_INTERACTIVE, false), 1);
     registry_tick(house.registry);
     cr_assert_eq(b->state, MODEL_QUEUED);
     cr_assert_eq(a->state, MODEL_READY);
-    house.skew_us += 1000000;
+    house.now_us += 1000000;
     registry_tick(house.registry);
     cr_assert_eq(a->state, MODEL_DRAINING);
     registry_unuse(house.registry, a, 1, 0);
-    until(&house, b, MODEL_READY);
-    leave_house(&house);
+    house_until(&house, b, MODEL_READY);
+    house_leave(&house);
 }
 
 /* `a` is wanted all the time, and comes before `b` in every list: `b` has its turn all the same. */
@@ -534,31 +371,24 @@ Test(registry, a_model_that_comes_back_goes_behind_those_that_wait)
 {
     struct house house;
     struct model_entry *a, *b;
-    uint64_t bytes;
 
     build_house(&house);
-    add_model(&house, "a", 1);
-    add_model(&house, "b", 2);
-    open_registry(&house, 1u << 30);
-    a = registry_find(house.registry, "a");
-    registry_want(house.registry, a, LOAD_WARM, false);
-    until(&house, a, MODEL_READY);
-    bytes = registry_loaded_bytes(house.registry);
-    registry_free(house.registry);
-    open_registry(&house, bytes * 3 / 2);
+    house_add_tiny(&house, "a", 1);
+    house_add_tiny(&house, "b", 2);
+    house_open(&house, house_room_of(&house, "a", 1.5));
     a = registry_find(house.registry, "a");
     b = registry_find(house.registry, "b");
     registry_want(house.registry, a, LOAD_WARM, false);
-    until(&house, a, MODEL_READY);
+    house_until(&house, a, MODEL_READY);
     registry_want(house.registry, b, LOAD_INTERACTIVE, false);
     cr_assert_eq(a->state, MODEL_DRAINING);
     cr_assert_eq(registry_want(house.registry, a, LOAD_INTERACTIVE, false), 1);
     house.used_when_ready = b;
-    until(&house, b, MODEL_READY);
+    house_until(&house, b, MODEL_READY);
     cr_assert_eq(a->state, MODEL_QUEUED);
     registry_unuse(house.registry, b, 1000, 0);
-    until(&house, a, MODEL_READY);
-    leave_house(&house);
+    house_until(&house, a, MODEL_READY);
+    house_leave(&house);
 }
 
 Test(registry, a_model_beyond_the_budget_is_refused_with_numbers)
@@ -567,75 +397,68 @@ Test(registry, a_model_beyond_the_budget_is_refused_with_numbers)
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
-    open_registry(&house, 1000);
+    house_add_tiny(&house, "one", 1);
+    house_open(&house, 1000);
     entry = registry_find(house.registry, "one");
     cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), -EIO);
     cr_assert_eq(entry->code, CODE_NO_MEMORY);
     cr_assert_not_null(strstr(entry->error, "MiB"));
-    leave_house(&house);
+    house_leave(&house);
 }
 
 Test(registry, the_list_follows_the_directory)
 {
     struct house house;
-    char path[160], names[4096] = "";
+    char names[4096] = "";
     FILE *file;
 
     build_house(&house);
-    add_model(&house, "one", 1);
-    open_registry(&house, 1u << 30);
+    house_add_tiny(&house, "one", 1);
+    house_open(&house, HOUSE_PLENTY);
     cr_assert_eq(registry_n_models(house.registry), 2, "one and the built-in model");
-    add_model(&house, "two", 2);
+    house_add_tiny(&house, "two", 2);
     cr_assert_not(registry_rescan(house.registry, false), "too soon after the first look");
     cr_assert(registry_rescan(house.registry, true));
-    for (int ms = 0; ms < WAIT_MS && house.n_lists == 0; ms++) {
+    for (int ms = 0; ms < HOUSE_LIMIT_MS && house.n_lists == 0; ms++) {
         usleep(1000);
         registry_dispatch(house.registry);
     }
     cr_assert_not_null(registry_find(house.registry, "two"));
-    snprintf(path, sizeof(path), "%s/one.gguf", house.dir);
-    unlink(path);
-    house.skew_us += 2000000;
+    unlink(house_model_path(&house, "one"));
+    house.now_us += 2000000;
     cr_assert(registry_rescan(house.registry, false));
-    for (int ms = 0; ms < WAIT_MS && house.n_lists == 1; ms++) {
+    for (int ms = 0; ms < HOUSE_LIMIT_MS && house.n_lists == 1; ms++) {
         usleep(1000);
         registry_dispatch(house.registry);
     }
     cr_assert_null(registry_find(house.registry, "one"));
-    file = fopen(house.names, "r");
+    file = fopen(house.names_path, "r");
     cr_assert_not_null(file);
     cr_assert(fread(names, 1, sizeof(names) - 1, file) > 0);
     fclose(file);
     cr_assert_str_eq(names, "ember\ntwo\n");
-    leave_house(&house);
+    house_leave(&house);
 }
 
 Test(registry, a_model_is_unloaded_after_its_keep_alive)
 {
     struct house house;
     struct model_entry *entry;
-    char path[160];
-    FILE *file;
 
     build_house(&house);
-    add_model(&house, "one", 1);
-    snprintf(path, sizeof(path), "%s/hearth.yaml", house.dir);
-    file = fopen(path, "w");
-    fprintf(file, "models: {one: {keep_alive: 30s}}\n");
-    fclose(file);
-    cr_assert_eq(config_load(house.config, path, NULL), 0);
-    open_registry(&house, 1u << 30);
+    house_add_tiny(&house, "one", 1);
+    house_configure(&house, "models: {one: {keep_alive: 30s}}\n");
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     registry_want(house.registry, entry, LOAD_WARM, false);
-    until(&house, entry, MODEL_READY);
+    house_until(&house, entry, MODEL_READY);
     registry_tick(house.registry);
     cr_assert_eq(entry->state, MODEL_READY);
-    house.skew_us += 31000000;
+    house.now_us += 31000000;
     registry_tick(house.registry);
     cr_assert_eq(entry->state, MODEL_DRAINING);
-    until(&house, entry, MODEL_COLD);
-    leave_house(&house);
+    house_until(&house, entry, MODEL_COLD);
+    house_leave(&house);
 }
 
 Test(registry, who_used_a_model_is_remembered_for_a_minute)
@@ -644,35 +467,23 @@ Test(registry, who_used_a_model_is_remembered_for_a_minute)
     struct model_entry *entry;
 
     build_house(&house);
-    open_registry(&house, 1u << 30);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "ember");
     registry_use(house.registry, entry, 1000);
     registry_unuse(house.registry, entry, 1000, 0);
     cr_assert_not(registry_used_by_others(house.registry, entry, 1000));
     cr_assert(registry_used_by_others(house.registry, entry, 1001));
-    house.skew_us += MODEL_RECENT_US;
+    house.now_us += MODEL_RECENT_US;
     cr_assert_not(registry_used_by_others(house.registry, entry, 1001));
     for (uint32_t uid = 0; uid < 2 * MODEL_USERS; uid++) {
         registry_use(house.registry, entry, uid);
         registry_unuse(house.registry, entry, uid, 0);
     }
     cr_assert(registry_used_by_others(house.registry, entry, 5));
-    leave_house(&house);
+    house_leave(&house);
 }
 
 /* ---- models that need others ---- */
-
-static void configure(struct house *house, const char *text)
-{
-    char path[160];
-    FILE *file;
-
-    snprintf(path, sizeof(path), "%s/hearth.yaml", house->dir);
-    file = fopen(path, "w");
-    fprintf(file, "%s", text);
-    fclose(file);
-    cr_assert_eq(config_load(house->config, path, NULL), 0);
-}
 
 Test(registry, what_a_model_needs_is_loaded_first)
 {
@@ -680,22 +491,22 @@ Test(registry, what_a_model_needs_is_loaded_first)
     struct model_entry *top;
 
     build_house(&house);
-    add_model(&house, "base", 1);
-    add_model(&house, "middle", 2);
-    add_model(&house, "top", 3);
-    configure(&house, "models: {top: {needs: [middle, base]}, middle: {needs: [base]}}\n");
-    open_registry(&house, 1u << 30);
+    house_add_tiny(&house, "base", 1);
+    house_add_tiny(&house, "middle", 2);
+    house_add_tiny(&house, "top", 3);
+    house_configure(&house, "models: {top: {needs: [middle, base]}, middle: {needs: [base]}}\n");
+    house_open(&house, HOUSE_PLENTY);
     top = registry_find(house.registry, "top");
     cr_assert_eq(registry_want(house.registry, top, LOAD_WARM, false), 1);
     cr_assert_eq(top->state, MODEL_QUEUED);
     for (const char *names[] = {"base", "middle"}, **name = names; name < names + 2; name++)
-        until(&house, registry_find(house.registry, *name), MODEL_READY);
-    until(&house, top, MODEL_READY);
-    cr_assert_str_eq(house.history,
+        house_until(&house, registry_find(house.registry, *name), MODEL_READY);
+    house_until(&house, top, MODEL_READY);
+    cr_assert_str_eq(house.states,
                      "top:queued middle:queued base:queued base:loading base:warming base:ready "
                      "middle:loading middle:warming middle:ready top:loading top:warming "
                      "top:ready ");
-    leave_house(&house);
+    house_leave(&house);
 }
 
 Test(registry, a_need_becomes_as_urgent_as_what_waits_for_it)
@@ -704,11 +515,11 @@ Test(registry, a_need_becomes_as_urgent_as_what_waits_for_it)
     struct model_entry *top, *base;
 
     build_house(&house);
-    add_model(&house, "base", 1);
-    add_model(&house, "top", 2);
-    configure(&house, "models: {top: {needs: [base]}}\n");
+    house_add_tiny(&house, "base", 1);
+    house_add_tiny(&house, "top", 2);
+    house_configure(&house, "models: {top: {needs: [base]}}\n");
     hold_loads(&house);
-    open_registry(&house, 1u << 30);
+    house_open(&house, HOUSE_PLENTY);
     top = registry_find(house.registry, "top");
     base = registry_find(house.registry, "base");
     registry_want(house.registry, top, LOAD_PRELOAD, false);
@@ -716,75 +527,66 @@ Test(registry, a_need_becomes_as_urgent_as_what_waits_for_it)
     registry_want(house.registry, top, LOAD_INTERACTIVE, false);
     cr_assert_eq(base->priority, LOAD_INTERACTIVE);
     open_gate(&packing_gate);
-    until(&house, base, MODEL_READY);
-    until(&house, top, MODEL_READY);
-    leave_house(&house);
+    house_until(&house, base, MODEL_READY);
+    house_until(&house, top, MODEL_READY);
+    house_leave(&house);
 }
 
 Test(registry, a_need_that_fails_fails_those_that_wait_for_it)
 {
     struct house house;
     struct model_entry *top, *middle, *base;
-    char path[160];
 
     build_house(&house);
-    add_model(&house, "base", 1);
-    add_model(&house, "middle", 2);
-    add_model(&house, "top", 3);
-    configure(&house, "models: {top: {needs: [middle]}, middle: {needs: [base]}}\n");
-    snprintf(path, sizeof(path), "%s/base.gguf", house.dir);
-    cr_assert_eq(truncate(path, 1000), 0);
-    open_registry(&house, 1u << 30);
+    house_add_tiny(&house, "base", 1);
+    house_add_tiny(&house, "middle", 2);
+    house_add_tiny(&house, "top", 3);
+    house_configure(&house, "models: {top: {needs: [middle]}, middle: {needs: [base]}}\n");
+    cr_assert_eq(truncate(house_model_path(&house, "base"), 1000), 0);
+    house_open(&house, HOUSE_PLENTY);
     top = registry_find(house.registry, "top");
     middle = registry_find(house.registry, "middle");
     base = registry_find(house.registry, "base");
     registry_want(house.registry, top, LOAD_WARM, false);
-    until(&house, top, MODEL_FAILED);
+    house_until(&house, top, MODEL_FAILED);
     cr_assert_eq(middle->state, MODEL_FAILED);
     cr_assert_eq(base->state, MODEL_FAILED);
     cr_assert(strstr(top->error, "top needs middle, which failed: middle needs base, which failed"),
               "%s", top->error);
     cr_assert_eq(top->code, CODE_LOAD_FAILED);
     cr_assert_eq(registry_want(house.registry, top, LOAD_WARM, false), -EIO, "base stays as it is");
-    add_model(&house, "base", 4);
+    house_add_tiny(&house, "base", 4);
     cr_assert_eq(registry_want(house.registry, top, LOAD_WARM, false), 1, "it has changed");
-    until(&house, base, MODEL_READY);
-    until(&house, middle, MODEL_READY);
-    until(&house, top, MODEL_READY);
-    leave_house(&house);
+    house_until(&house, base, MODEL_READY);
+    house_until(&house, middle, MODEL_READY);
+    house_until(&house, top, MODEL_READY);
+    house_leave(&house);
 }
 
 Test(registry, a_need_is_not_evicted_while_it_is_waited_for)
 {
     struct house house;
     struct model_entry *top, *base, *other;
-    uint64_t bytes;
 
     build_house(&house);
-    add_model(&house, "base", 1);
-    add_model(&house, "other", 2);
-    add_model(&house, "top", 3);
-    configure(&house, "models: {top: {needs: [base]}}\n");
-    open_registry(&house, 1u << 30);
-    base = registry_find(house.registry, "base");
-    registry_want(house.registry, base, LOAD_WARM, false);
-    until(&house, base, MODEL_READY);
-    bytes = registry_loaded_bytes(house.registry);
-    registry_free(house.registry);
-    open_registry(&house, bytes * 5 / 2);
+    house_add_tiny(&house, "base", 1);
+    house_add_tiny(&house, "other", 2);
+    house_add_tiny(&house, "top", 3);
+    house_configure(&house, "models: {top: {needs: [base]}}\n");
+    house_open(&house, house_room_of(&house, "base", 2.5));
     top = registry_find(house.registry, "top");
     base = registry_find(house.registry, "base");
     other = registry_find(house.registry, "other");
     registry_want(house.registry, base, LOAD_WARM, false);
-    until(&house, base, MODEL_READY);
-    house.skew_us += 10;
+    house_until(&house, base, MODEL_READY);
+    house.now_us += 10;
     registry_want(house.registry, other, LOAD_WARM, false);
-    until(&house, other, MODEL_READY);
+    house_until(&house, other, MODEL_READY);
     registry_want(house.registry, top, LOAD_INTERACTIVE, false);
-    until(&house, top, MODEL_READY);
+    house_until(&house, top, MODEL_READY);
     cr_assert_eq(base->state, MODEL_READY, "though it is the one used longest ago");
     cr_assert_eq(other->state, MODEL_COLD);
-    leave_house(&house);
+    house_leave(&house);
 }
 
 Test(registry, a_need_that_nobody_knows_is_an_error_of_the_configuration)
@@ -792,29 +594,27 @@ Test(registry, a_need_that_nobody_knows_is_an_error_of_the_configuration)
     struct house house;
     struct model_entry *top;
     struct fault fault;
-    char path[160];
 
     build_house(&house);
-    add_model(&house, "base", 1);
-    add_model(&house, "top", 2);
-    configure(&house, "models: {top: {needs: [base, ember]}}\n");
+    house_add_tiny(&house, "base", 1);
+    house_add_tiny(&house, "top", 2);
+    house_configure(&house, "models: {top: {needs: [base, ember]}}\n");
     cr_assert_eq(registry_check_config(house.config, &fault), 0, "%s", fault.text);
-    open_registry(&house, 1u << 30);
-    snprintf(path, sizeof(path), "%s/base.gguf", house.dir);
-    unlink(path);
+    house_open(&house, HOUSE_PLENTY);
+    unlink(house_model_path(&house, "base"));
     cr_assert_eq(registry_check_config(house.config, &fault), -EINVAL);
     cr_assert(strstr(fault.text, "models.top.needs") && strstr(fault.text, "no model base"), "%s",
               fault.text);
     /* One that goes while the daemon runs fails the load alone. */
     registry_rescan(house.registry, true);
-    for (int ms = 0; ms < WAIT_MS && house.n_lists == 0; ms++) {
+    for (int ms = 0; ms < HOUSE_LIMIT_MS && house.n_lists == 0; ms++) {
         usleep(1000);
         registry_dispatch(house.registry);
     }
     top = registry_find(house.registry, "top");
     cr_assert_eq(registry_want(house.registry, top, LOAD_WARM, false), -EIO);
     cr_assert(strstr(top->error, "top needs base"), "%s", top->error);
-    leave_house(&house);
+    house_leave(&house);
 }
 
 /* ---- reads that hang ---- */
@@ -825,19 +625,19 @@ Test(registry, a_load_without_progress_fails_after_its_timeout_and_may_be_tried_
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
+    house_add_tiny(&house, "one", 1);
     hold_loads(&house);
-    open_registry(&house, 1u << 30);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     registry_want(house.registry, entry, LOAD_INTERACTIVE, false);
-    until(&house, entry, MODEL_LOADING);
+    house_until(&house, entry, MODEL_LOADING);
     while (atomic_load(&entry->task->n_hands) == 0)
         usleep(1000);
     registry_tick(house.registry);
-    house.skew_us += house.config->loading.timeout_us - 1000000;
+    house.now_us += house.config->loading.timeout_us - 1000000;
     registry_tick(house.registry);
     cr_assert_eq(entry->state, MODEL_LOADING, "not yet");
-    house.skew_us += 1000000;
+    house.now_us += 1000000;
     registry_tick(house.registry);
     cr_assert_eq(entry->state, MODEL_FAILED);
     cr_assert_eq(entry->code, CODE_LOAD_FAILED);
@@ -845,8 +645,8 @@ Test(registry, a_load_without_progress_fails_after_its_timeout_and_may_be_tried_
     cr_assert_eq(registry_loaded_bytes(house.registry), 0);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_INTERACTIVE, false), 1);
     open_gate(&packing_gate);
-    until(&house, entry, MODEL_READY);
-    leave_house(&house);
+    house_until(&house, entry, MODEL_READY);
+    house_leave(&house);
 }
 
 Test(registry, a_cancelled_load_that_hangs_is_given_up_soon)
@@ -855,24 +655,24 @@ Test(registry, a_cancelled_load_that_hangs_is_given_up_soon)
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
+    house_add_tiny(&house, "one", 1);
     hold_loads(&house);
-    open_registry(&house, 1u << 30);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     registry_want(house.registry, entry, LOAD_WARM, false);
-    until(&house, entry, MODEL_LOADING);
+    house_until(&house, entry, MODEL_LOADING);
     while (atomic_load(&entry->task->n_hands) == 0)
         usleep(1000);
     registry_tick(house.registry);
     registry_unload(house.registry, entry);
     registry_tick(house.registry);
     cr_assert_eq(entry->state, MODEL_LOADING, "its next piece may be near");
-    house.skew_us += 3000000;
+    house.now_us += 3000000;
     registry_tick(house.registry);
     cr_assert_eq(entry->state, MODEL_COLD);
     cr_assert_eq(registry_loaded_bytes(house.registry), 0);
     open_gate(&packing_gate);
-    leave_house(&house);
+    house_leave(&house);
 }
 
 Test(registry, a_preload_that_becomes_urgent_in_its_beginning_is_one_load_all_the_same)
@@ -881,18 +681,18 @@ Test(registry, a_preload_that_becomes_urgent_in_its_beginning_is_one_load_all_th
     struct model_entry *entry;
 
     build_house(&house);
-    add_model(&house, "one", 1);
-    open_registry(&house, 1u << 30);
+    house_add_tiny(&house, "one", 1);
+    house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
     for (int i = 0; i < 20; i++) {
-        house.history[0] = 0;
+        house.states[0] = 0;
         registry_want(house.registry, entry, LOAD_PREDICTED, false);
         usleep((useconds_t)i * 50); /* its beginning, or somewhat later */
         registry_want(house.registry, entry, LOAD_INTERACTIVE, false);
-        until(&house, entry, MODEL_READY);
-        cr_assert_str_eq(house.history, "one:queued one:loading one:warming one:ready ");
+        house_until(&house, entry, MODEL_READY);
+        cr_assert_str_eq(house.states, "one:queued one:loading one:warming one:ready ");
         registry_unload(house.registry, entry);
-        until(&house, entry, MODEL_COLD);
+        house_until(&house, entry, MODEL_COLD);
     }
-    leave_house(&house);
+    house_leave(&house);
 }
