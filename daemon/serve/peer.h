@@ -33,8 +33,8 @@ struct peer {
     uint32_t n_requests;
     uint64_t n_requests_ever;
     struct request *requests; /* live ones */
-    /* With batching.preserve_order (turns.h): those whose answers go in order, and the next peer
-     * with answers whose turn has come. */
+    /* With batching.preserve_order (answer_order.h): those whose answers go in order, and the next
+     * peer with answers whose turn has come. */
     struct request *line_head, *line_tail;
     struct peer *next_due;
     bool line_due;

@@ -44,7 +44,7 @@ enum request_stage {
     STAGE_LOADING,    /* waits for its model */
     STAGE_TOKENIZING, /* its text is with the tokenizer thread */
     STAGE_ENGINE,     /* lent to the engine thread */
-    STAGE_ANSWERED,   /* ended; its answer is kept until its turn (turns.h) */
+    STAGE_ANSWERED,   /* ended; its answer is kept until its turn (answer_order.h) */
     STAGE_ASLEEP,     /* its reader is away, and the engine thread has handed it back */
     STAGE_STANDING,   /* stays until something happens: a hold, a reload, a subscription */
 };

@@ -13,7 +13,7 @@
 #include "daemon/serve/files.h"
 #include "daemon/serve/service_internal.h"
 #include "daemon/serve/standing.h"
-#include "daemon/serve/turns.h"
+#include "daemon/serve/answer_order.h"
 #include "daemon/serve/values.h"
 #include "daemon/serve/waiting.h"
 #include "lib/cleanup.h"
@@ -88,7 +88,7 @@ static void leave_peer(struct service *service, struct request *request)
 
     if (!peer)
         return;
-    turns_leave(service, request);
+    answer_order_leave(service, request);
     if (request->peer_previous)
         request->peer_previous->peer_next = request->peer_next;
     else
@@ -204,7 +204,7 @@ void service_end(struct service *service, struct request *request)
     else if (request->kind == REQUEST_EMBED)
         reply_vector(request);
     release_input(service, request);
-    if (turns_keep(service, request))
+    if (answer_order_keep(service, request))
         return;
     if (request->reason == END_ERROR && request->code == CODE_BUSY && request->sentence)
         events_busy(service->events, request->job.uid, request->sentence);
@@ -523,7 +523,7 @@ static void generation(struct service *service, struct peer *peer, uint64_t id,
     request = service_enter(service, peer, id, kind);
     if (!request)
         return;
-    turns_join(service, request);
+    answer_order_join(service, request);
     metrics_add(service->options.metrics, M_GENERATIONS, 1);
     if (fill_request(service, request, options, &refusal) < 0) {
         service_refuse(service, peer, id, &refusal);
@@ -922,7 +922,7 @@ void service_wake(struct service *service)
 
 bool service_settle(struct service *service)
 {
-    return turns_settle(service);
+    return answer_order_settle(service);
 }
 
 uint32_t service_n_requests(const struct service *service)

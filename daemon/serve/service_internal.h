@@ -1,5 +1,5 @@
-/* What the files of the service share: the requests' way (service.c, waiting.c) and the questions about models
- * and state (questions.c). */
+/* What the files of the service share: the requests' way (service.c, waiting.c) and the questions
+ * about models and state (questions.c). */
 #ifndef HEARTH_SERVE_SERVICE_INTERNAL_H
 #define HEARTH_SERVE_SERVICE_INTERNAL_H
 
@@ -29,9 +29,9 @@ struct service {
     uint32_t n_requests;
     struct request *standing; /* of them, those that stand (standing.h) */
     uint32_t n_standing;
-    uint32_t n_asleep;             /* of them, those that are asleep (asleep.h) */
-    struct peer *lines_due;        /* with answers whose turn has come (turns.h) */
-    uint32_t n_kept;               /* answers that are kept for their turn */
+    uint32_t n_asleep;      /* of them, those that are asleep (asleep.h) */
+    struct peer *lines_due; /* with answers whose turn has come (answer_order.h) */
+    uint32_t n_kept;        /* answers that are kept for their turn */
     struct events *events;
     struct values *values;
     struct model_waiters *waiters; /* by entry */
@@ -58,8 +58,8 @@ void service_remove_request(struct service *service, struct request *request);
 /* It goes on to its model, which is ready. */
 void service_start(struct service *service, struct request *request);
 /* Its ids count as its user's input while it has them, instead of its text: they may be larger than
- * that was, and those of a stream that sleeps are kept as long as its reader stays away. The request
- * is not lent. Where they are too much it has failed. */
+ * that was, and those of a stream that sleeps are kept as long as its reader stays away. The
+ * request is not lent. Where they are too much it has failed. */
 void service_count_ids(struct service *service, struct request *request);
 /* Text of the request goes to its client. True: a parked stream may go on. */
 bool service_text(struct service *service, struct request *request, const char *text, size_t len);
@@ -97,8 +97,8 @@ void service_dispatch(struct service *service, struct peer *peer, uint16_t type,
                       const struct request_options *options);
 
 /* Orders about models (orders.c). */
-/* Whether the order has to wait for a look through the directories, for it names a model that is not
- * known; then it has been taken, and order_again() carries it out. */
+/* Whether the order has to wait for a look through the directories, for it names a model that is
+ * not known; then it has been taken, and order_again() carries it out. */
 bool order_waits(struct service *service, struct peer *peer, const struct wire_header *header,
                  const uint8_t *body, const struct request_options *options);
 /* The look is over. The request is gone afterwards. */

@@ -1,8 +1,8 @@
-#include "daemon/serve/turns.h"
+#include "daemon/serve/answer_order.h"
 
 #include <stdlib.h>
 
-void turns_join(struct service *service, struct request *request)
+void answer_order_join(struct service *service, struct request *request)
 {
     struct peer *peer = request->peer;
 
@@ -38,7 +38,7 @@ static void drop_due(struct service *service, struct peer *peer)
     peer->line_due = false;
 }
 
-void turns_leave(struct service *service, struct request *request)
+void answer_order_leave(struct service *service, struct request *request)
 {
     struct peer *peer = request->peer;
 
@@ -60,7 +60,7 @@ void turns_leave(struct service *service, struct request *request)
         make_due(service, peer);
 }
 
-bool turns_keep(struct service *service, struct request *request)
+bool answer_order_keep(struct service *service, struct request *request)
 {
     if (!request->in_line || !request->line_previous || request->stage == STAGE_ANSWERED)
         return false;
@@ -78,7 +78,7 @@ bool turns_keep(struct service *service, struct request *request)
     return true;
 }
 
-bool turns_settle(struct service *service)
+bool answer_order_settle(struct service *service)
 {
     struct peer *peer;
     bool any = service->lines_due != NULL;
