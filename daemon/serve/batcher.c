@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -100,40 +101,54 @@ static struct account *account_find(const struct batcher *batcher, uint32_t uid)
     return account;
 }
 
-/* A user who had nothing to do has saved nothing up: his time starts at the least of those at
- * work. */
-static void account_activate(struct batcher *batcher, struct account *account)
+/* Takes the floor of users' time to where they have all come. */
+static void batcher_level(struct batcher *batcher)
 {
-    double least = -1;
+    double least_us = INFINITY;
 
-    if (account->n_active++ > 0)
-        return;
-    for (struct account *a = batcher->accounts; a; a = a->next)
-        if (a != account && a->n_active > 0 && (least < 0 || a->virtual_us < least))
-            least = a->virtual_us;
-    if (least > account->virtual_us)
-        account->virtual_us = least;
+    for (const struct account *a = batcher->accounts; a; a = a->next)
+        if (a->n_active > 0)
+            least_us = MIN(least_us, a->virtual_us);
+    if (least_us < INFINITY)
+        batcher->floor_us = MAX(batcher->floor_us, least_us);
 }
 
-/* The same among one user's models. */
+/* The same of one user's models. */
+static void account_level(struct account *account)
+{
+    double least_us = INFINITY;
+
+    for (const struct share *s = account->shares; s; s = s->sibling)
+        if (s->n_active > 0)
+            least_us = MIN(least_us, s->virtual_us);
+    if (least_us < INFINITY)
+        account->floor_us = MAX(account->floor_us, least_us);
+}
+
+/* Who had nothing to do has saved nothing up, neither a user nor one of his models. */
 static void share_activate(struct share *share)
 {
-    double least = -1;
+    struct batcher *batcher = share->lane->batcher;
+    struct account *account = share->account;
 
-    account_activate(share->lane->batcher, share->account);
-    if (share->n_active++ > 0)
-        return;
-    for (struct lane *lane = share->lane->batcher->lanes; lane; lane = lane->next)
-        for (struct share *s = lane->shares; s; s = s->next)
-            if (s != share && s->account == share->account && s->n_active > 0 &&
-                (least < 0 || s->virtual_us < least))
-                least = s->virtual_us;
-    if (least > share->virtual_us)
-        share->virtual_us = least;
+    if (account->n_active == 0) {
+        batcher_level(batcher);
+        account->virtual_us = MAX(account->virtual_us, batcher->floor_us);
+    }
+    if (share->n_active == 0) {
+        account_level(account);
+        share->virtual_us = MAX(share->virtual_us, account->floor_us);
+    }
+    account->n_active++;
+    share->n_active++;
 }
 
 static void share_deactivate(struct share *share)
 {
+    if (share->n_active == 1)
+        account_level(share->account);
+    if (share->account->n_active == 1)
+        batcher_level(share->lane->batcher);
     share->n_active--;
     share->account->n_active--;
 }
@@ -148,32 +163,91 @@ static struct account *account_get(struct batcher *batcher, uint32_t uid)
     if (!account)
         return NULL;
     account->uid = uid;
+    account->virtual_us = batcher->floor_us;
     account->next = batcher->accounts;
     batcher->accounts = account;
+    batcher->n_idle++;
     return account;
+}
+
+/* Where the account has no more to say than a new one would it is gone. */
+static void account_forget(struct batcher *batcher, struct account *account)
+{
+    struct account **at = &batcher->accounts;
+
+    if (account->shares || account->virtual_us > batcher->floor_us)
+        return;
+    while (*at != account)
+        at = &(*at)->next;
+    *at = account->next;
+    batcher->n_idle--;
+    free(account);
 }
 
 static struct share *share_get(struct lane *lane, uint32_t uid)
 {
     struct share *share = lane->shares;
+    struct account *account;
 
     while (share && share->account->uid != uid)
         share = share->next;
     if (share)
         return share;
-    share = calloc(1, sizeof(*share));
+    account = account_get(lane->batcher, uid);
+    share = account ? calloc(1, sizeof(*share)) : NULL;
     if (!share)
         return NULL;
-    share->account = account_get(lane->batcher, uid);
-    if (!share->account) {
-        free(share);
-        return NULL;
-    }
-    share->account->n_shares++;
+    lane->batcher->n_idle += account->shares != NULL;
+    share->account = account;
+    share->virtual_us = account->floor_us;
+    share->sibling = account->shares;
+    account->shares = share;
     share->lane = lane;
     share->next = lane->shares;
     lane->shares = share;
     return share;
+}
+
+/* One without jobs. */
+static void share_free(struct share *share)
+{
+    struct share **at = &share->lane->shares, **sibling = &share->account->shares;
+
+    assert(share->n_jobs == 0);
+    while (*at != share)
+        at = &(*at)->next;
+    *at = share->next;
+    while (*sibling != share)
+        sibling = &(*sibling)->sibling;
+    *sibling = share->sibling;
+    share->lane->batcher->n_idle -= share->account->shares != NULL;
+    free(share);
+}
+
+static void share_forget(struct share *share)
+{
+    if (share->n_jobs == 0 && share->virtual_us <= share->account->floor_us)
+        share_free(share);
+}
+
+/* Forgets whom the others have caught up with. */
+static void forget_idle(struct batcher *batcher)
+{
+    struct account *account, *next_account;
+    struct share *share, *next_share;
+
+    if (batcher->n_idle == 0)
+        return;
+    batcher_level(batcher);
+    for (account = batcher->accounts; account; account = next_account) {
+        next_account = account->next;
+        account_level(account);
+        for (share = account->shares; share; share = next_share) {
+            next_share = share->sibling;
+            share_forget(share);
+        }
+        account_forget(batcher, account);
+    }
 }
 
 static bool share_waits(const struct share *share)
@@ -253,10 +327,9 @@ struct lane *lane_free(struct lane *lane)
     if (lane->batcher->last == lane)
         lane->batcher->last = NULL;
     while (lane->shares) {
-        struct share *share = lane->shares;
-        lane->shares = share->next;
-        share->account->n_shares--;
-        free(share);
+        struct account *account = lane->shares->account;
+        share_free(lane->shares);
+        account_forget(lane->batcher, account);
     }
     free(lane->batch.jobs);
     free(lane);
@@ -388,7 +461,8 @@ int batcher_add(struct batcher *batcher, struct job *job, uint64_t now_us)
     }
     job->admitted = false;
     job->fed = job->room = 0;
-    job->share->n_jobs++;
+    if (job->share->n_jobs++ == 0)
+        batcher->n_idle--;
     job->lane->n_jobs++;
     job_wait(batcher, job);
     return 0;
@@ -402,8 +476,14 @@ void batcher_remove(struct batcher *batcher, struct job *job)
     job_leave(batcher, job);
     deadlines_remove(&batcher->deadlines, job);
     forecast_end(&job->lane->forecast, job->known - job->prompt);
-    job->share->n_jobs--;
     job->lane->n_jobs--;
+    if (--job->share->n_jobs == 0) {
+        struct account *account = job->share->account;
+        batcher->n_idle++;
+        share_forget(job->share);
+        account_forget(batcher, account);
+    }
+    job->share = NULL;
 }
 
 void batcher_park(struct batcher *batcher, struct job *job)
@@ -970,6 +1050,7 @@ static void end_step(struct batcher *batcher, struct lane *lane)
         share->columns = 0;
     lane->open = false;
     unstarve(batcher);
+    forget_idle(batcher);
 }
 
 void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us)

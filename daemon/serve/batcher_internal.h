@@ -33,14 +33,16 @@ static inline uint32_t work_class(uint32_t tokens)
     return class < WORK_CLASSES ? class : WORK_CLASSES - 1;
 }
 
-/* One user's engine time over all lanes. */
+/* One user's engine time over all lanes. One without jobs that stands no higher than the batcher's
+ * floor says nothing that a new one would not, and is forgotten; so is a share in the same case. */
 struct account {
     uint32_t uid;
     uint64_t engine_us; /* charged, ever */
     double virtual_us;  /* the same, raised to the others' when the user comes back from idle */
     uint32_t n_active;  /* jobs waiting or running */
     uint32_t n_waiting; /* of these, waiting */
-    uint32_t n_shares;
+    double floor_us;    /* what its shares come back at, as the batcher's for accounts */
+    struct share *shares;
     struct account *next;
 };
 
@@ -52,14 +54,15 @@ struct share {
     struct work work[BATCHER_PRIORITIES]; /* of those that wait */
     uint32_t n_jobs;                      /* in whatever state */
     uint32_t n_active;                    /* of these, waiting or running */
-    double virtual_us;  /* engine time, as the account's: decides between one user's models */
-    uint64_t columns;   /* in the open step; while composing, those that are planned */
-    struct job *cursor; /* while composing: the running jobs before it have been looked at */
-    bool passed_over;   /* while composing: nobody of it is admitted any more */
-    bool settled;       /* while composing: nobody of it gets a place any more */
-    uint64_t denied_us; /* its first job has been denied memory since then; 0: it has not */
-    bool denied_own;    /* because of what its own user holds */
-    struct share *next;
+    double virtual_us;     /* engine time, as the account's: decides between one user's models */
+    uint64_t columns;      /* in the open step; while composing, those that are planned */
+    struct job *cursor;    /* while composing: the running jobs before it have been looked at */
+    bool passed_over;      /* while composing: nobody of it is admitted any more */
+    bool settled;          /* while composing: nobody of it gets a place any more */
+    uint64_t denied_us;    /* its first job has been denied memory since then; 0: it has not */
+    bool denied_own;       /* because of what its own user holds */
+    struct share *next;    /* in its lane */
+    struct share *sibling; /* of its account */
 };
 
 struct lane {
@@ -82,6 +85,9 @@ struct lane {
 struct batcher {
     struct batcher_options options;
     struct account *accounts;
+    double floor_us; /* the most that the least virtual_us of those at work has been: what a user
+                      * who comes, or comes back, starts at */
+    uint32_t n_idle; /* shares without jobs and accounts without shares */
     struct lane *lanes;
     struct job_list refused;
     struct deadlines deadlines;

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "daemon/serve/batcher.h"
+#include "daemon/serve/batcher_internal.h"
 #include "lib/cleanup.h"
 
 struct world {
@@ -761,6 +761,111 @@ Test(batcher, coming_back_from_idle_saves_nothing_up)
     batcher_remove(world->batcher, &a);
     batcher_remove(world->batcher, &b);
     lane_free(other);
+    end_world(world);
+}
+
+static uint32_t n_known(const struct world *world, struct lane *other)
+{
+    uint32_t n = 0;
+
+    for (const struct account *a = world->batcher->accounts; a; a = a->next)
+        n++;
+    for (const struct share *s = world->lane->shares; s; s = s->next)
+        n++;
+    for (const struct share *s = other->shares; s; s = s->next)
+        n++;
+    return n;
+}
+
+/* What is kept of users is bounded by those that are there, however many have been. */
+Test(batcher, users_that_are_gone_and_owe_nothing_are_forgotten)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job steady = job_of(world->lane, 1, 2, 1), *jobs = calloc(64, sizeof(*jobs));
+    struct lane *other;
+    uint32_t most = 0;
+
+    cr_assert_eq(lane_new(world->batcher, NULL, &other), 0);
+    for (uint32_t i = 0; i < 2500; i++) { /* one after the other */
+        jobs[0] = job_of(i % 2 ? world->lane : other, 10 + i, 3, i);
+        add(world, &jobs[0]);
+        cr_assert_eq(step(world, jobs[0].lane, 100, true), 1);
+        cr_assert_eq(n_known(world, other), 0, "user %u", i);
+    }
+    add(world, &steady);
+    for (uint32_t i = 0; i < 7500; i++) { /* beside one that goes on, on two models, 64 at a time */
+        struct job *job = &jobs[i % 64];
+        if (job->state != JOB_IDLE)
+            batcher_remove(world->batcher, job);
+        *job = job_of(i % 3 ? world->lane : other, 10000 + i, 3, i);
+        add(world, job);
+        for (int n = 0; n < 8; n++) {
+            struct lane *lane = batcher_pick(world->batcher, world->now_us, &world->wake_us);
+            step(world, lane, 100, false);
+        }
+        most = MAX(most, n_known(world, other));
+    }
+    cr_expect_leq(most, 4 * 64, "%u", most);
+    for (uint32_t i = 0; i < 64; i++)
+        batcher_remove(world->batcher, &jobs[i]);
+    for (int i = 0; i < 1000; i++)
+        step(world, world->lane, 100, false);
+    cr_expect_eq(n_known(world, other), 2, "the one that is there: %u", n_known(world, other));
+    batcher_remove(world->batcher, &steady);
+    cr_expect_eq(n_known(world, other), 0);
+    lane_free(other);
+    free(jobs);
+    end_world(world);
+}
+
+/* Who has had more than the others finds that again, however short he was away. */
+Test(batcher, who_goes_and_comes_back_has_paid_nothing_off)
+{
+    WORLD(world, .max_batch = 1, .min_batch = 1);
+    struct job greedy = job_of(world->lane, 1, 500, 1), modest;
+    const struct batch *batch;
+    uint32_t steps = 0;
+
+    add(world, &greedy);
+    cr_assert(batcher_compose(world->batcher, world->lane, world->now_us, &batch));
+    modest = job_of(world->lane, 2, 2, 2);
+    add(world, &modest);
+    batcher_charge(world->batcher, world->lane, 50000);
+    batcher_close(world->batcher, world->lane, 50000);
+    batcher_remove(world->batcher, &greedy);
+    step(world, world->lane, 100, false);
+    greedy = job_of(world->lane, 1, 1, world->now_us);
+    add(world, &greedy);
+    for (; greedy.fed == 0 && steps < 10000; steps++)
+        step(world, world->lane, 100, false);
+    cr_expect(steps > 450 && steps < 550, "%u steps of 100 us make up for 50 ms", steps);
+    batcher_remove(world->batcher, &greedy);
+    batcher_remove(world->batcher, &modest);
+    end_world(world);
+}
+
+/* One who comes when nobody is there for a moment is no better off than beside somebody. */
+Test(batcher, a_moment_without_work_makes_nobodys_idle_time_count)
+{
+    WORLD(world, .max_batch = 1, .min_batch = 1);
+    struct job early = job_of(world->lane, 2, 2, 1), a, b;
+
+    add(world, &early);
+    step(world, world->lane, 100, true);
+    for (int i = 0; i < 100; i++) { /* the other works alone, one request after the other */
+        a = job_of(world->lane, 1, 2, world->now_us);
+        add(world, &a);
+        step(world, world->lane, 1000, true);
+    }
+    b = job_of(world->lane, 2, 2, world->now_us);
+    a = job_of(world->lane, 1, 2, world->now_us);
+    add(world, &b);
+    add(world, &a);
+    for (int i = 0; i < 20; i++)
+        step(world, world->lane, 1000, false);
+    cr_expect(a.known > 8 && b.known > 8, "%u and %u", a.known, b.known);
+    batcher_remove(world->batcher, &a);
+    batcher_remove(world->batcher, &b);
     end_world(world);
 }
 
