@@ -15,13 +15,12 @@
 #include <unistd.h>
 
 #include "lib/hearth.h"
-#include "lib/wire.h"
+#include "tests/support/fake_wire.h"
 
 #define WORKERS     6
 #define ROUNDS      600
 #define MOST        3 /* connections of the pool */
 #define SLOTS       64
-#define BODY_BYTES  4096
 #define PATIENCE_US 30000000u
 
 static const char story[] = "Once upon a time there was a pool in a wood.";
@@ -36,60 +35,6 @@ struct daemon {
     pthread_t thread;
 };
 
-static bool read_all(int fd, void *bytes, size_t len)
-{
-    for (size_t at = 0; at < len;) {
-        ssize_t n = recv(fd, (char *)bytes + at, len - at, 0);
-        if (n <= 0)
-            return false;
-        at += (size_t)n;
-    }
-    return true;
-}
-
-static bool next_frame(int fd, struct wire_header *header, uint8_t body[BODY_BYTES])
-{
-    uint8_t head[WIRE_HEADER_BYTES];
-    return read_all(fd, head, sizeof(head)) && wire_header_read(head, header) == 0 &&
-           header->body_len <= BODY_BYTES && read_all(fd, body, header->body_len);
-}
-
-static bool send_all(int fd, struct wire_buffer *out)
-{
-    ssize_t n = send(fd, out->data, out->len, MSG_NOSIGNAL);
-    bool sent = n == (ssize_t)out->len;
-    wire_buffer_done(out);
-    return sent;
-}
-
-static bool greet(int fd)
-{
-    char magic[WIRE_MAGIC_BYTES];
-    uint8_t body[BODY_BYTES];
-    struct wire_header header;
-    struct wire_buffer out = {0};
-    if (!read_all(fd, magic, sizeof(magic)) || !next_frame(fd, &header, body))
-        return false;
-    wire_append(&out, WIRE_MAGIC, WIRE_MAGIC_BYTES);
-    wire_begin(&out, WIRE_HELLO, 0);
-    wire_put_number(&out, TAG_FRAME_LIMIT, BODY_BYTES);
-    wire_put_number(&out, TAG_CREDIT, 65536);
-    wire_end(&out);
-    return send_all(fd, &out);
-}
-
-static uint64_t skip_of(const struct wire_header *header, const uint8_t *body)
-{
-    struct wire_reader reader;
-    struct wire_option option;
-    uint64_t skip = 0;
-    wire_reader_init(&reader, body, header->body_len);
-    while (wire_reader_next(&reader, &option) > 0)
-        if (option.tag == TAG_SKIP_BYTES)
-            wire_option_number(&option, &skip);
-    return skip;
-}
-
 /* The story from `from` on, up to `to`. */
 static void put_story(struct wire_buffer *out, uint64_t id, uint64_t from, uint64_t to)
 {
@@ -103,29 +48,23 @@ static void put_story(struct wire_buffer *out, uint64_t id, uint64_t from, uint6
 /* Answers one frame; false: the connection is closed then. */
 static bool answer(struct daemon *daemon, int fd)
 {
-    uint8_t body[BODY_BYTES];
-    struct wire_header header;
+    _cleanup_frame_ struct fake_frame frame = {0};
     struct wire_buffer out = {0};
     unsigned move = daemon->moves++;
     bool stays = true;
-    if (!next_frame(fd, &header, body))
+    if (!fake_next(fd, &frame))
         return false;
-    if (header.type == WIRE_COMPLETE) {
-        uint64_t skip = skip_of(&header, body), left = STORY_BYTES - skip;
+    if (frame.header.type == WIRE_COMPLETE) {
+        uint64_t skip = fake_number(&frame, TAG_SKIP_BYTES, 0), left = STORY_BYTES - skip;
         assert(skip <= STORY_BYTES);
         stays = move % 3 != 0 || left <= 20;
-        put_story(&out, header.id, skip, stays ? STORY_BYTES : skip + 10);
+        put_story(&out, frame.header.id, skip, stays ? STORY_BYTES : skip + 10);
     }
-    if (stays && (header.type != WIRE_PING || move % 7 != 0)) {
-        wire_begin(&out, WIRE_DONE, header.id);
-        wire_put_text(&out, TAG_REASON, "stop");
-        wire_end(&out);
-    }
-    if (stays && move % 11 == 0) {
-        wire_begin(&out, WIRE_GOAWAY, 0);
-        wire_end(&out);
-    }
-    if (out.len > 0 && !send_all(fd, &out))
+    if (stays && (frame.header.type != WIRE_PING || move % 7 != 0))
+        fake_put_done(&out, frame.header.id, "stop");
+    if (stays && move % 11 == 0)
+        fake_put_goaway(&out);
+    if (out.len > 0 && !fake_send(fd, &out))
         return false;
     return stays && move % 13 != 0;
 }
@@ -134,7 +73,7 @@ static void take_connection(struct daemon *daemon)
 {
     int fd = accept(daemon->listen_fd, NULL, NULL);
     assert(fd >= 0 && daemon->n < 2 + SLOTS);
-    if (greet(fd))
+    if (fake_hello(fd))
         daemon->fds[daemon->n++] = (struct pollfd){.fd = fd, .events = POLLIN};
     else
         close(fd);

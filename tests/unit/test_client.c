@@ -358,10 +358,7 @@ static void serve_reason_and_close(struct fake *fake, int fd)
     struct wire_buffer out = {0};
     if (!fake_hello(fd) || !fake_next(fd, &frame))
         return;
-    wire_begin(&out, WIRE_ERROR, 0);
-    wire_put_text(&out, TAG_CODE, "bad-frame");
-    wire_put_text(&out, TAG_SENTENCE, "the id 7 is live already: choose another");
-    wire_end(&out);
+    fake_put_error(&out, 0, "bad-frame", "the id 7 is live already: choose another", 0);
     fake_send(fd, &out);
 }
 

@@ -116,15 +116,6 @@ static void hang_up_on_the_request(struct fake *fake, int fd)
         fake_next(fd, &frame);
 }
 
-static void put_error(struct wire_buffer *buffer, uint64_t id, const char *code,
-                      const char *sentence)
-{
-    wire_begin(buffer, WIRE_ERROR, id);
-    wire_put_text(buffer, TAG_CODE, code);
-    wire_put_text(buffer, TAG_SENTENCE, sentence);
-    wire_end(buffer);
-}
-
 static void refuse(struct fake *fake, int fd)
 {
     _cleanup_frame_ struct fake_frame frame = {0};
@@ -133,7 +124,7 @@ static void refuse(struct fake *fake, int fd)
         return;
     while (fake_next(fd, &frame)) {
         struct wire_buffer buffer = {0};
-        put_error(&buffer, frame.header.id, "forbidden", "not you \033[2J of all\nmen");
+        fake_put_error(&buffer, frame.header.id, "forbidden", "not you \033[2J of all\nmen", 0);
         if (!fake_send(fd, &buffer))
             return;
     }
@@ -390,11 +381,7 @@ static void be_busy(struct fake *fake, int fd)
     (void)fake;
     if (!fake_hello(fd) || !fake_next(fd, &frame))
         return;
-    wire_begin(&buffer, WIRE_ERROR, frame.header.id);
-    wire_put_text(&buffer, TAG_CODE, "busy");
-    wire_put_text(&buffer, TAG_SENTENCE, "the queue is full");
-    wire_put_number(&buffer, TAG_RETRY_AFTER_US, 1500000);
-    wire_end(&buffer);
+    fake_put_error(&buffer, frame.header.id, "busy", "the queue is full", 1500000);
     fake_send(fd, &buffer);
 }
 
@@ -421,7 +408,8 @@ static void answer_well(struct fake *fake, int fd)
         if (frame.header.type == WIRE_COMPLETE)
             fake_put_tokens(&buffer, frame.header.id, "text");
         if (frame.header.type == WIRE_SUBSCRIBE)
-            put_error(&buffer, frame.header.id, "shutting-down", "the daemon is shutting down");
+            fake_put_error(&buffer, frame.header.id, "shutting-down", "the daemon is shutting down",
+                           0);
         else
             fake_put_done(&buffer, frame.header.id, "stop");
         if (!fake_send(fd, &buffer))
@@ -477,7 +465,7 @@ static void tell_events(struct fake *fake, int fd)
         wire_put_text(&buffer, TAG_TEXT, lines[i]);
         wire_end(&buffer);
     }
-    put_error(&buffer, frame.header.id, "shutting-down", "the daemon is shutting down");
+    fake_put_error(&buffer, frame.header.id, "shutting-down", "the daemon is shutting down", 0);
     fake_send(fd, &buffer);
 }
 
