@@ -258,15 +258,17 @@ static int begin(struct loader *loader, struct load_task *task)
     return r;
 }
 
-/* With the lock. True when the task is over: nobody else is at it, and it is in no list. */
+/* With the lock. True when the task is over: nobody else is at it, and it is in no list; this hand
+ * stays with it until it is concluded, as that may hang, too. */
 static bool leave(struct loader *loader, struct load_task *task, int result)
 {
-    bool others = atomic_fetch_sub(&task->n_hands, 1) > 1;
-
-    if (others)
+    if (atomic_load(&task->n_hands) > 1) {
+        atomic_fetch_sub(&task->n_hands, 1);
         return false;
+    }
     if (result >= 0 && task->error == 0 && !is_cancelled(task) && task->load &&
         !model_load_is_whole(task->load)) {
+        atomic_fetch_sub(&task->n_hands, 1);
         task->idle = false;
         enlist(loader, task); /* handed over */
         return false;
@@ -301,6 +303,24 @@ static bool work_load(struct loader *loader, struct loader_thread *self, struct 
     return leave(loader, task, r);
 }
 
+/* Ends a load: closes its files and gives back what it does not leave behind, without the lock. */
+static void conclude(struct loader *loader, struct loader_thread *self, struct load_task *task)
+{
+    bool given_up;
+
+    load_task_conclude(&loader->options, task,
+                       task->error < 0      ? task->error
+                       : is_cancelled(task) ? -ECANCELED
+                                            : 0);
+    pthread_mutex_lock(&loader->lock);
+    given_up = self->abandoned;
+    pthread_mutex_unlock(&loader->lock);
+    if (given_up && task->error == 0) { /* in its last steps; nobody takes the model any more */
+        task->model = model_free(task->model);
+        task->error = -ECANCELED;
+    }
+}
+
 /* Runs a whole task of another kind, without the lock. */
 static void run_plain(struct loader *loader, struct load_task *task)
 {
@@ -320,26 +340,26 @@ static void work(struct loader *loader, struct loader_thread *self, struct load_
 
     self->task = task;
     publish(loader);
-    if (task->kind == TASK_LOAD) {
+    if (task->kind == TASK_LOAD)
         over = work_load(loader, self, task);
-    } else {
+    else
         atomic_fetch_add(&task->n_hands, 1);
+    if (over) {
         pthread_mutex_unlock(&loader->lock);
-        run_plain(loader, task);
+        if (task->kind == TASK_LOAD)
+            conclude(loader, self, task);
+        else
+            run_plain(loader, task);
         pthread_mutex_lock(&loader->lock);
         atomic_fetch_sub(&task->n_hands, 1);
     }
     self->task = NULL;
+    loader->n_own -= self->role == THREAD_OWN;
     publish(loader);
     pthread_cond_broadcast(&loader->wake); /* there may be a place for another now */
     if (!over)
         return;
     pthread_mutex_unlock(&loader->lock);
-    if (task->kind == TASK_LOAD)
-        load_task_conclude(&loader->options, task,
-                           task->error < 0      ? task->error
-                           : is_cancelled(task) ? -ECANCELED
-                                                : 0);
     loader->options.done(loader->options.userdata, task);
     pthread_mutex_lock(&loader->lock);
 }
@@ -368,7 +388,6 @@ static void thread_over(struct loader_thread *self)
     self->next = loader->over;
     loader->over = self;
     loader->n_abandoned -= self->abandoned && self->role != THREAD_OWN;
-    loader->n_own -= self->role == THREAD_OWN;
     pthread_cond_broadcast(&loader->ended);
 }
 
@@ -514,10 +533,17 @@ struct loader *loader_free(struct loader *loader)
 
 /* ---- the reactor's side ---- */
 
-/* Ends a task that no thread has seen. */
+/* Ends a task that no thread has seen. A file that may hang stays open: the caller of all this
+ * cannot wait for its closing. */
 static void end_unbegun(struct loader *loader, struct load_task *task, int error)
 {
-    load_task_conclude(&loader->options, task, error);
+    int fd = task->own ? TAKE_FD(task->fd) : -1;
+
+    if (task->kind == TASK_LOAD)
+        load_task_conclude(&loader->options, task, error);
+    else
+        task->error = error;
+    task->fd = fd >= 0 ? fd : task->fd;
     loader->options.done(loader->options.userdata, task);
 }
 

@@ -74,8 +74,6 @@ static int by_name(const struct model_entry *a, const struct model_entry *b)
 
 static struct model_entry *entry_free(struct model_entry *entry)
 {
-    if (entry->file && entry->file->fd >= 0)
-        close(entry->file->fd);
     free(entry->file);
     free(entry->path);
     free(entry);
@@ -85,6 +83,7 @@ static struct model_entry *entry_free(struct model_entry *entry)
 void registry_delete(struct registry *registry, struct model_entry *entry)
 {
     registry->file_requests += entry->file ? entry->requests : 0;
+    registry_drop_descriptor(registry, entry);
     HASH_DEL(registry->entries, entry);
     entry_free(entry);
 }
@@ -231,6 +230,7 @@ void registry_fail(struct registry *registry, struct model_entry *entry, enum wi
     entry->reserved_bytes = 0;
     entry->again = entry->leaving = false;
     snprintf(entry->error, sizeof(entry->error), "%s", sentence);
+    registry_drop_descriptor(registry, entry);
     registry_set_state(registry, entry, MODEL_FAILED);
     if (entry->state == MODEL_FAILED)
         registry_need_changed(registry, entry);
@@ -340,7 +340,7 @@ int registry_want_for(struct registry *registry, struct model_entry *entry,
         entry->priority = priority;
         return 1;
     case MODEL_FAILED:
-        if (!retry && failure_stands(registry, entry))
+        if (registry_file_is_spent(entry) || (!retry && failure_stands(registry, entry)))
             return -EIO;
         break;
     case MODEL_COLD: break;
@@ -526,6 +526,8 @@ static void take_done(struct registry *registry, struct load_task *task)
             load_done(registry, entry, task);
         break;
     }
+    if (task->own)
+        registry_start_waiting(registry);
     load_task_free(task);
 }
 
@@ -553,6 +555,7 @@ void registry_tick(struct registry *registry)
     struct model_entry *entry, *next;
 
     check_scan(registry, now);
+    registry_files_tick(registry);
     HASH_ITER (hh, registry->entries, entry, next) {
         if (entry->task)
             registry_check_load(registry, entry, now);
@@ -637,6 +640,7 @@ struct registry *registry_free(struct registry *registry)
 
     if (!registry)
         return NULL;
+    registry->shutting_down = true; /* nothing begins any more */
     registry->loader = loader_free(registry->loader);
     if (registry->loader)
         return NULL; /* a thread that is stuck in a read may still come to it */
@@ -659,6 +663,7 @@ struct registry *registry_free(struct registry *registry)
         model_free(entry->model);
         registry_delete(registry, entry);
     }
+    registry_files_free(registry);
     holds_free(registry->holds);
     registry_foresight_free(registry);
     free(registry);

@@ -8,6 +8,12 @@
 #include "daemon/model/registry.h"
 #include "daemon/model/residency.h"
 
+/* Users, each once. */
+struct file_uids {
+    uint32_t uids[LOADER_MAX_OWN];
+    uint32_t n;
+};
+
 struct registry {
     struct registry_options options;
     struct loader_options loader_options;
@@ -23,10 +29,11 @@ struct registry {
     uint64_t turns;         /* given out so far */
     bool room_wanted;       /* somebody is queued until there is room */
     bool shutting_down;
-    uint64_t n_files;                   /* users' files so far */
-    uint64_t file_requests;             /* of those that are gone */
-    uint32_t file_uids[LOADER_MAX_OWN]; /* users whose threads are at work on a file */
-    uint32_t n_file_uids;
+    uint64_t n_files;           /* users' files so far */
+    uint64_t file_requests;     /* of those that are gone */
+    struct file_uids at_work;   /* users whose threads are at work on a file */
+    struct file_uids in_turn;   /* users with a file whose load has not begun */
+    struct load_task *unclosed; /* descriptors that wait for their users' threads to be closed */
 };
 
 static inline uint64_t registry_now_us(const struct registry *registry)
@@ -62,7 +69,14 @@ void registry_delete(struct registry *registry, struct model_entry *entry);
 /* The load of a user's file begins, on a thread of its own; and what that thread did is over. */
 void registry_start_file(struct registry *registry, struct model_entry *entry,
                          struct load_task *task);
-void registry_file_work_done(struct registry *registry, const struct load_task *task);
+void registry_file_work_done(struct registry *registry, struct load_task *task);
+/* Whether the file's user has no thread at work now, and another may begin. */
+bool registry_file_may_begin(const struct registry *registry, const struct model_entry *entry);
+/* The load of the entry will not begin: its descriptor goes, if it has one. */
+void registry_drop_descriptor(struct registry *registry, struct model_entry *entry);
+/* Tries again what could not begin; and lets go of all that is left, without closing it. */
+void registry_files_tick(struct registry *registry);
+void registry_files_free(struct registry *registry);
 uint64_t registry_file_need_bytes(const struct model_entry *entry);
 /* A user's file that was read and is not loaded any more: it cannot come back. */
 bool registry_file_is_spent(const struct model_entry *entry);

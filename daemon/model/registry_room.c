@@ -185,6 +185,10 @@ void registry_start_queued(struct registry *registry, struct model_entry *entry)
 
     if (!registry_needs_are_ready(registry, entry))
         return; /* their news bring it back here */
+    if (entry->file && !registry_file_may_begin(registry, entry)) {
+        registry->room_wanted = true; /* the end of what its user's thread does brings it back */
+        return;
+    }
     if (room_look(registry, entry, &room) < 0) {
         registry_fail(registry, entry, CODE_NO_MEMORY, "no memory for the load");
         return;

@@ -198,6 +198,35 @@ def a_file_that_hangs_harms_nobody_else(t):
 
 
 @test
+def a_file_whose_closing_hangs_holds_nobody_up(t):
+    path = packed_model(t)
+    d = t.daemon(models=[path], config="loading: {timeout: 1s, max_concurrent: 1}\n")
+    d.expect_log(r"hearthd: model file-\d+ is failed: .+")
+    with Disk(t, path, "mine.gguf", hang_flush=True) as disk, d.client() as c, d.client() as more:
+        file = os.open(disk.file, os.O_RDONLY)
+        # received on two connections before either is whole: the second is refused and closed
+        whole = frame("WARM", 9, ("WAIT", 1))
+        for client in (c, more):
+            send_with(client, whole[:4], file)
+        time.sleep(0.3)
+        for client in (c, more):
+            client.sock.sendall(whole[4:])
+        last = more.replies(9)[-1]
+        expect(last.get("CODE") == "busy", f"the second one: {last}")
+        with d.client() as other:
+            expect(answered(other, "made"), "a load beside it")
+        last = c.replies(9)[-1]
+        expect(last.get("CODE") == "load-failed" and "no progress" in last.get("SENTENCE"), f"{last}")
+        d.alive()
+        disk.go_on()
+        with open(path, "rb") as good:
+            wait_for(lambda: warm_file(c, good.fileno(), 11)[-1].type == "DONE", "the thread's end")
+        os.close(file)
+        c.close()
+        d.stop()
+
+
+@test
 def the_daemon_ends_beside_a_file_that_hangs(t):
     path = packed_model(t)
     d = t.daemon()
@@ -229,6 +258,23 @@ def a_disk_that_hangs_takes_one_load_down_and_no_thread_for_ever(t):
             expect(last.get("CODE") == "load-failed", f"{last}")
             expect(answered(other, "made"), "the next load")
             expect(d.metric("loader_threads_abandoned_total") >= 1, "nothing was abandoned")
+            disk.go_on()
+            wait_for(lambda: answered(c, "stuck"), "the load that was given up")
+        d.stop()
+
+
+@test
+def a_disk_that_hangs_at_the_end_of_a_load_takes_it_down(t):
+    path = packed_model(t)
+    with Disk(t, path, "stuck.gguf", hang_flush=True) as disk:
+        d = t.daemon("--models", disk.dir, models=[path],
+                     config="loading: {timeout: 1s, max_concurrent: 1}\n")
+        d.expect_log(r"hearthd: model stuck is failed: .+ has made no progress for 1 s .+")
+        with d.client() as c, d.client() as other:
+            request = c.request("COMPLETE", ("MODEL", "stuck"), ("PROMPT", "a"))
+            last = c.replies(request)[-1]
+            expect(last.get("CODE") == "load-failed", f"{last}")
+            expect(answered(other, "made"), "the next load")
             disk.go_on()
             wait_for(lambda: answered(c, "stuck"), "the load that was given up")
         d.stop()

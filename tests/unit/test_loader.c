@@ -1,6 +1,7 @@
 /* The registry over the async loader: models made on the spot, states as they follow. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -695,4 +696,165 @@ Test(registry, a_preload_that_becomes_urgent_in_its_beginning_is_one_load_all_th
         house_until(&house, entry, MODEL_COLD);
     }
     house_leave(&house);
+}
+
+/* ---- users' files ---- */
+
+static int open_model_file(const struct house *house, const char *name)
+{
+    int fd = open(house_model_path(house, name), O_RDONLY | O_CLOEXEC);
+
+    cr_assert(fd >= 0);
+    return fd;
+}
+
+static int pass_file(struct house *house, uint32_t uid, const void *holder,
+                     struct model_entry **ret_entry)
+{
+    struct passed_file file = {.fd = open_model_file(house, "one"), .uid = uid, .holder = holder};
+    struct fault fault;
+
+    cr_assert_eq(registry_check_file(file.fd, &file.bytes), 0);
+    return registry_add_file(house->registry, &file, ret_entry, &fault);
+}
+
+/* One model, in use, takes all the memory there is. */
+static struct model_entry *fill_house(struct house *house)
+{
+    struct model_entry *entry;
+
+    house_add_tiny(house, "one", 1);
+    house_open(house, HOUSE_PLENTY);
+    entry = registry_find(house->registry, "one");
+    registry_want(house->registry, entry, LOAD_WARM, false);
+    house_until(house, entry, MODEL_READY);
+    registry_use(house->registry, entry, 1000);
+    entry->reserved_bytes = HOUSE_PLENTY; /* all there is */
+    return entry;
+}
+
+Test(registry, files_that_wait_for_room_begin_one_a_user_and_no_more_than_may)
+{
+    struct house house;
+    struct model_entry *full, *files[LOADER_MAX_OWN], *more;
+    int holder;
+
+    build_house(&house);
+    house.memory_per_uid_bytes = HOUSE_PLENTY;
+    full = fill_house(&house);
+    for (uint32_t i = 0; i < LOADER_MAX_OWN; i++) {
+        cr_assert(registry_takes_file(house.registry, 2000 + i));
+        cr_assert_eq(pass_file(&house, 2000 + i, &holder, &files[i]), 0);
+        cr_assert_eq(registry_want_for(house.registry, files[i], LOAD_WARM, 2000 + i, false), 1);
+        cr_assert_eq(files[i]->state, MODEL_QUEUED);
+        cr_assert_not(registry_takes_file(house.registry, 2000 + i), "it has one that waits");
+        cr_assert_eq(pass_file(&house, 2000 + i, &holder, &more), -EBUSY);
+    }
+    cr_assert_not(registry_takes_file(house.registry, 9999));
+    cr_assert_eq(pass_file(&house, 9999, &holder, &more), -EBUSY);
+    full->reserved_bytes = 1;
+    house.config->loading.timeout_us = UINT64_MAX;
+    for (uint32_t i = 0; i < LOADER_MAX_OWN; i++)
+        house_until(&house, files[i], MODEL_READY);
+    for (int ms = 0; ms < HOUSE_LIMIT_MS && !registry_takes_file(house.registry, 9999); ms++) {
+        usleep(1000);
+        registry_dispatch(house.registry);
+    }
+    cr_assert(registry_takes_file(house.registry, 9999));
+    house_leave(&house);
+}
+
+Test(registry, a_file_waits_while_its_users_thread_is_at_work)
+{
+    struct house house;
+    struct model_entry *full, *file;
+    int holder;
+
+    build_house(&house);
+    house.memory_per_uid_bytes = HOUSE_PLENTY;
+    full = fill_house(&house);
+    cr_assert_eq(pass_file(&house, 2000, &holder, &file), 0);
+    cr_assert_eq(registry_want_for(house.registry, file, LOAD_WARM, 2000, false), 1);
+    registry_drop_file(house.registry, 2000, open_model_file(&house, "one"));
+    full->reserved_bytes = 1; /* there is room, but the user's thread closes a file */
+    registry_tick(house.registry);
+    cr_assert_eq(file->state, MODEL_QUEUED);
+    cr_assert_null(file->task);
+    house_until(&house, file, MODEL_READY);
+    house_leave(&house);
+}
+
+static bool is_closed(int pipe_end)
+{
+    struct pollfd pollfd = {.fd = pipe_end};
+
+    cr_assert(poll(&pollfd, 1, 0) >= 0);
+    return pollfd.revents & POLLHUP;
+}
+
+Test(registry, a_file_is_closed_by_its_users_thread_alone)
+{
+    struct house house;
+    struct model_entry *file;
+    int holder, pair[2], last[2];
+
+    build_house(&house);
+    house.memory_per_uid_bytes = HOUSE_PLENTY;
+    house_add_tiny(&house, "one", 1);
+    hold_loads(&house);
+    house_open(&house, HOUSE_PLENTY);
+    cr_assert_eq(pass_file(&house, 2000, &holder, &file), 0);
+    cr_assert_eq(registry_want_for(house.registry, file, LOAD_WARM, 2000, false), 1);
+    cr_assert_eq(pipe(pair), 0);
+    registry_drop_file(house.registry, 2000, pair[1]);
+    usleep(10000);
+    cr_assert_not(is_closed(pair[0]), "the user's thread is busy, and nobody else may");
+    open_gate(&packing_gate);
+    for (int ms = 0; ms < HOUSE_LIMIT_MS && !is_closed(pair[0]); ms++) {
+        usleep(1000);
+        registry_dispatch(house.registry);
+    }
+    cr_assert(is_closed(pair[0]));
+    registry_shut_down(house.registry);
+    cr_assert_eq(pipe(last), 0);
+    registry_drop_file(house.registry, 2001, last[1]);
+    house_leave(&house);
+    cr_assert_not(is_closed(last[0]), "the end of the process does that");
+}
+
+Test(registry, a_file_that_was_dismissed_goes_once_with_its_holder)
+{
+    for (int state = 0; state < 3; state++) {
+        struct house house;
+        struct model_entry *file, *full = NULL;
+        int holder;
+
+        build_house(&house);
+        house.memory_per_uid_bytes = HOUSE_PLENTY;
+        if (state == 0) {
+            full = fill_house(&house);
+        } else {
+            house_add_tiny(&house, "one", 1);
+            house_open(&house, HOUSE_PLENTY);
+        }
+        cr_assert_eq(pass_file(&house, 2000, &holder, &file), 0);
+        registry_want_for(house.registry, file, LOAD_WARM, 2000, false);
+        if (state == 1)
+            house_until(&house, file, MODEL_READY);
+        if (state == 2) {
+            house.first_step_fails = true;
+            house_until(&house, file, MODEL_FAILED);
+        }
+        registry_dismiss(house.registry, file);
+        registry_leave_files(house.registry, &holder);
+        for (int ms = 0; ms < HOUSE_LIMIT_MS && registry_find(house.registry, "file-1"); ms++) {
+            usleep(1000);
+            registry_dispatch(house.registry);
+            if (house.detaching)
+                registry_detached(house.registry, TAKE_PTR(house.detaching));
+        }
+        cr_assert_null(registry_find(house.registry, "file-1"), "case %d", state);
+        (void)full;
+        house_leave(&house);
+    }
 }
