@@ -430,6 +430,7 @@ static void job_leave(struct batcher *batcher, struct job *job)
         break;
     case JOB_RUNNING:
         list_remove(&lane->running, job);
+        job->share->n_running[job->priority]--;
         batcher->n_running--;
         share_deactivate(job->share);
         break;
@@ -656,24 +657,15 @@ static bool cramped(const struct batcher *batcher, const struct job *job)
     return batcher->options.grow && job->known > job->room;
 }
 
-/* Jobs of the share that have a place. */
-static uint32_t share_n_running(const struct share *share)
-{
-    uint32_t n = share->n_active;
-
-    for (uint32_t i = 0; i < BATCHER_PRIORITIES; i++)
-        n -= share->waiting[i].n;
-    return n;
-}
-
 /* The running job of the share that gives up its place first: the least urgent, the youngest. */
 static struct job *share_last_running(const struct share *share)
 {
-    struct job *job = NULL;
+    struct job *job = share->lane->running.tail;
 
-    if (share_n_running(share) > 0)
-        for (job = share->lane->running.tail; job->share != share;)
-            job = job->previous;
+    if (share->n_running[0] + share->n_running[1] == 0)
+        return NULL;
+    while (job->share != share)
+        job = job->previous;
     return job;
 }
 
@@ -734,6 +726,7 @@ static void join(struct batcher *batcher, struct job *job)
     job_leave(batcher, job);
     job->state = JOB_RUNNING;
     list_insert_running(&lane->running, job);
+    job->share->n_running[job->priority]++;
     batcher->n_running++;
     job->share->columns += planned_columns(job);
     /* One that comes back with its memory may have stopped where that was full. */
@@ -992,15 +985,28 @@ static const struct share *lane_due(const struct lane *lane)
     return due;
 }
 
+/* The priority of the share's most urgent job that runs or may soon. */
+static uint32_t share_priority(const struct share *share)
+{
+    uint32_t i = 0;
+
+    while (i < BATCHER_PRIORITIES && share->n_running[i] == 0 &&
+           (share->waiting[i].n == 0 || share->denied_us))
+        i++;
+    return i;
+}
+
 /* Whether `a` goes on before `b`: the user who had less engine time, and where that is one user,
- * his model that had less. */
+ * his model with the more urgent work, then the one that had less. */
 static bool due_before(const struct share *a, const struct share *b)
 {
     if (!a || !b)
         return a != NULL;
-    if (a->account == b->account)
-        return a->virtual_us < b->virtual_us;
-    return a->account->virtual_us < b->account->virtual_us;
+    if (a->account != b->account)
+        return a->account->virtual_us < b->account->virtual_us;
+    if (share_priority(a) != share_priority(b))
+        return share_priority(a) < share_priority(b);
+    return a->virtual_us < b->virtual_us;
 }
 
 struct lane *batcher_pick(struct batcher *batcher, uint64_t now_us, uint64_t *ret_wake_us)

@@ -54,6 +54,7 @@ struct share {
     struct work work[BATCHER_PRIORITIES]; /* of those that wait */
     uint32_t n_jobs;                      /* in whatever state */
     uint32_t n_active;                    /* of these, waiting or running */
+    uint32_t n_running[BATCHER_PRIORITIES];
     double virtual_us;     /* engine time, as the account's: decides between one user's models */
     uint64_t columns;      /* in the open step; while composing, those that are planned */
     struct job *cursor;    /* while composing: the running jobs before it have been looked at */

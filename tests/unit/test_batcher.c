@@ -893,6 +893,84 @@ Test(batcher, one_users_models_take_turns_by_time)
     end_world(world);
 }
 
+/* Within a user priority goes before time, over his models too; between users it does not. */
+Test(batcher, an_urgent_job_goes_before_its_users_others_on_another_model)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job patient = job_of(world->lane, 1, 2, 1), others = job_of(world->lane, 2, 2, 1),
+               urgent;
+    struct lane *other;
+    uint32_t n_steps[2] = {0};
+
+    cr_assert_eq(lane_new(world->batcher, NULL, &other), 0);
+    patient.priority = 1;
+    add(world, &patient);
+    for (int i = 0; i < 10; i++)
+        step(world, world->lane, 1000, false);
+    urgent = job_of(other, 1, 2, world->now_us);
+    add(world, &urgent);
+    for (int i = 0; i < 50; i++) {
+        cr_assert_eq(batcher_pick(world->batcher, world->now_us, &world->wake_us), other);
+        step(world, other, 1000, false);
+    }
+    add(world, &others);
+    for (int i = 0; i < 100; i++) {
+        struct lane *lane = batcher_pick(world->batcher, world->now_us, &world->wake_us);
+        n_steps[lane == other]++;
+        step(world, lane, 1000, false);
+    }
+    cr_expect(n_steps[0] > 30, "another user had %u of 100 steps", n_steps[0]);
+    batcher_remove(world->batcher, &urgent);
+    batcher_remove(world->batcher, &others);
+    cr_expect_eq(batcher_pick(world->batcher, world->now_us, &world->wake_us), world->lane);
+    cr_expect_eq(step(world, world->lane, 1000, false), 1);
+    batcher_remove(world->batcher, &patient);
+    lane_free(other);
+    end_world(world);
+}
+
+/* One that has no KV memory does not keep its user's other model from working. */
+Test(batcher, an_urgent_job_without_memory_stands_in_nobodys_way)
+{
+    WORLD(world, .max_batch = 8, .min_batch = 1);
+    struct job running[2], urgent;
+    struct lane *other, *lane;
+    const struct batch *batch;
+    uint32_t n_patient = 0;
+
+    cr_assert_eq(lane_new(world->batcher, NULL, &other), 0);
+    for (int i = 0; i < 2; i++) {
+        running[i] = job_of(i ? other : world->lane, 1, 2, 1);
+        running[i].priority = 1;
+        add(world, &running[i]);
+        step(world, running[i].lane, 1000, false);
+    }
+    denied_uid = 1;
+    denial = -EAGAIN;
+    urgent = job_of(other, 1, 2, 1);
+    add(world, &urgent);
+    for (int i = 0; i < 100; i++) {
+        lane = batcher_pick(world->batcher, world->now_us, &world->wake_us);
+        if (!lane_step_open(lane))
+            cr_assert(batcher_compose(world->batcher, lane, world->now_us, &batch));
+        batcher_charge(world->batcher, lane, 100);
+        if (i % 2) {
+            batcher_close(world->batcher, lane, 100);
+            running[lane == other].known++;
+        }
+        n_patient += lane == world->lane;
+    }
+    cr_expect(n_patient > 20, "%u of 100 slices", n_patient);
+    for (int i = 0; i < 2; i++) {
+        if (lane_step_open(running[i].lane))
+            batcher_close(world->batcher, running[i].lane, 100);
+        batcher_remove(world->batcher, &running[i]);
+    }
+    batcher_remove(world->batcher, &urgent);
+    lane_free(other);
+    end_world(world);
+}
+
 Test(batcher, five_thousand_at_once_all_end)
 {
     WORLD(world, .max_batch = 200, .min_batch = 1);
