@@ -4,7 +4,7 @@ import threading
 import time
 
 from lib.harness import expect, test, wait_for
-from lib.models import made_model
+from lib.models import made_model, slow_model
 from lib.users import NOBODY, SOMEBODY, client_of, open_to_all
 from lib.wire import frame, text_of
 
@@ -172,3 +172,30 @@ def two_users_share_the_engine_whatever_each_asks_for(t):
     expect(0.4 < share < 0.6, f"the second user had {share:.2f} of the engine while he wanted it")
     for c, *_ in loads:
         c.close()
+
+
+@test
+def one_request_need_not_wait_until_anothers_long_answers_end(t):
+    t.need_root()
+    d = t.daemon(models=[slow_model(t)], config="batching: {max_batch: 4}\n"
+                                                "limits: {stream_buffer: 1MiB}\n")
+    d.hearth("warm", "--wait", "slow")
+    open_to_all(d)
+    with client_of(d.socket, SOMEBODY) as many, client_of(d.socket, NOBODY) as one:
+        texts = {i: "" for i in range(1, 5)}
+        for i in texts:
+            many.send(frame("COMPLETE", i, *options_of("slow", "a dog", 8000, i),
+                            ("CREDIT", 1 << 20)))
+        while not all(texts.values()):  # every place is taken
+            f = many.receive()
+            texts[f.id] += f.get("TEXT")
+        for seed in range(3):
+            answer = one.ask("COMPLETE", *options_of("slow", "a cat", 3, seed))
+            expect(answer[-1].type == "DONE", f"{answer[-1]}")
+        expect(d.metric("queue") == 4, "it had a place only when another user's answer had ended")
+        expect(d.metric("step_rows_max") == 4, "more than max_batch ran at once")
+        for i in texts:
+            many.send(frame("CANCEL", i))
+        wait_for(lambda: d.metric("queue") == 0, "the cancelled ones to go")
+    expect(d.metric("step_rows_total") == d.metric("step_runnable_total"), "a place was empty")
+    d.alive()
