@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "bench/bench.h"
-#include "daemon/clock.h"
+#include "lib/clock.h"
 #include "lib/cleanup.h"
 
 #define KV_BYTES   (UINT64_C(4) << 30) /* address space */

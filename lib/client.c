@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "lib/cleanup.h"
+#include "lib/clock.h"
 #include "lib/sized.h"
 
 #define DEFAULT_CONNECT_TIMEOUT_US (15u * 1000000u)
@@ -36,9 +37,7 @@ static const struct hearth_options options_defaults = HEARTH_OPTIONS_INIT;
 
 uint64_t client_now_us(void)
 {
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000u + (uint64_t)ts.tv_nsec / 1000u;
+    return clock_monotonic_us(NULL);
 }
 
 static uint64_t deadline_after(uint64_t timeout_us)

@@ -1,12 +1,11 @@
-/* A completion that outlives its connection: run on the pool, and sent again where the connection
+/* A request that outlives its connection: run on the pool, and sent again where the connection
  * breaks. The same request with the same seed gives the same text, so what was delivered is named
  * in `skip_bytes` and computed again without being sent; the fingerprint says whether "the same"
- * still holds. */
+ * still holds. Vectors and token ids come in one piece, and are just asked for again. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "lib/cleanup.h"
 #include "lib/client.h"
@@ -15,10 +14,11 @@
 
 /* A request that ends the daemon must not end it for ever. */
 #define MAX_FAILOVERS 3u
-/* How long a daemon that has just gone is looked for, and how often. */
-#define RESTART_US      10000000u
-#define LOOK_FIRST_US   5000u
-#define LOOK_MOST_US    200000u
+/* How often a daemon that has just gone is looked for. */
+#define LOOK_FIRST_US 5000u
+#define LOOK_MOST_US  200000u
+/* How long the end of a cancelled request is waited for, so that its connection can be kept. */
+#define CANCEL_US       1000000u
 #define MAX_FINGERPRINT 64u
 
 enum ending {
@@ -26,26 +26,29 @@ enum ending {
     ENDED,   /* the caller has had the end */
     BROKEN,  /* nobody said how it ended: to be sent again */
     CHANGED, /* what runs now would give another text */
+    DROPPED, /* cancelled, and the caller has not had the end */
 };
 
-/* One call of hearth_pool_complete(), over all its attempts. */
+/* One call of hearth_pool_complete() or the like, over all its attempts. */
 struct job {
     struct hearth_pool *pool;
-    struct hearth *connection; /* of this attempt */
+    struct pool_call call; /* has the connection of this attempt */
+    uint16_t type;         /* WIRE_COMPLETE, WIRE_CHAT, WIRE_EMBED, WIRE_TOKENIZE */
     struct hearth_generate request;
     hearth_reply_fn fn;
     void *userdata;
     uint64_t began_us, deadline_us;
     uint64_t given_skip_bytes, given_deadline_us; /* as the caller's request has them */
-    uint64_t delivered_bytes;
-    bool origin; /* seed and fingerprint are known */
+    uint64_t delivered_bytes, delivered_items;
+    uint64_t items; /* that have come in this attempt */
+    bool origin;    /* seed and fingerprint are known */
     uint8_t fingerprint[MAX_FINGERPRINT];
     size_t fingerprint_bytes;
     bool checked;       /* this attempt's fingerprint is the one that was asked for */
     bool resumed;       /* this attempt goes on behind delivered text */
     enum ending ending; /* of this attempt */
+    bool passed_on;     /* the daemon has been told to stop */
     struct fault why;   /* of the last break */
-    bool was_there;     /* a daemon has been seen to go: one may come */
     uint32_t failovers;
 };
 
@@ -118,8 +121,8 @@ static void take_error(struct job *job, const struct hearth_reply *reply)
 {
     bool goes = strcmp(reply->code, wire_code_name(CODE_SHUTTING_DOWN)) == 0;
     if (goes) /* the word for goaway where only the request has been told */
-        job->connection->going_away = true;
-    if (goes || (reply->lost && job->connection->error == -ECONNRESET)) {
+        job->call.connection->going_away = true;
+    if (goes || (reply->lost && job->call.connection->error == -ECONNRESET)) {
         fault_set(&job->why, 0, "%s", reply->sentence);
         job->ending = BROKEN;
         return;
@@ -134,20 +137,34 @@ static void take_error(struct job *job, const struct hearth_reply *reply)
     deliver(job, reply);
 }
 
+/* What came of an embedding or a tokenizing before it broke does not come again. */
+static void take_item(struct job *job, const struct hearth_reply *reply)
+{
+    if (job->items++ < job->delivered_items)
+        return;
+    job->delivered_items++;
+    deliver(job, reply);
+}
+
 static void take_reply(void *userdata, const struct hearth_reply *reply)
 {
     struct job *job = userdata;
     if (job->ending != RUNNING)
         return;
-    if (reply->kind == HEARTH_TOKENS) {
+    if (job->call.cancelled) {
+        if (reply->kind == HEARTH_DONE || reply->kind == HEARTH_ERROR)
+            job->ending = DROPPED;
+    } else if (reply->kind == HEARTH_TOKENS) {
         take_tokens(job, reply);
     } else if (reply->kind == HEARTH_ERROR) {
         take_error(job, reply);
     } else if (reply->kind == HEARTH_DONE && !take_origin(job, reply)) {
         job->ending = CHANGED;
-    } else {
-        job->ending = reply->kind == HEARTH_DONE ? ENDED : RUNNING;
+    } else if (reply->kind == HEARTH_DONE) {
+        job->ending = ENDED;
         deliver(job, reply);
+    } else {
+        take_item(job, reply);
     }
 }
 
@@ -159,6 +176,7 @@ static int prepare(struct job *job)
     struct hearth_generate *request = &job->request;
     job->ending = RUNNING;
     job->checked = false;
+    job->items = 0;
     job->resumed = job->delivered_bytes > 0;
     if (job->resumed) {
         request->skip_bytes = job->given_skip_bytes + job->delivered_bytes;
@@ -182,23 +200,48 @@ static uint64_t time_left(const struct job *job)
     return job->deadline_us > now ? job->deadline_us - now : 0;
 }
 
+static int ask(struct job *job, struct hearth *h, uint64_t *ret_id)
+{
+    const struct hearth_generate *request = &job->request;
+    switch (job->type) {
+    case WIRE_CHAT: return hearth_chat(h, request, take_reply, job, ret_id);
+    case WIRE_EMBED: return hearth_embed(h, request, take_reply, job, ret_id);
+    case WIRE_TOKENIZE:
+        return hearth_tokenize(h, request->model, request->prompt, request->prompt_bytes,
+                               take_reply, job, ret_id);
+    default: return hearth_complete(h, request, take_reply, job, ret_id);
+    }
+}
+
+/* Asks the daemon to stop what has been cancelled in a callback, and gives it some time for it. */
+static void pass_on_cancel(struct job *job, struct hearth *h, uint64_t id)
+{
+    if (!job->call.cancelled || job->passed_on)
+        return;
+    job->passed_on = true;
+    hearth_cancel(h, id);
+    job->deadline_us = MIN(job->deadline_us, client_now_us() + CANCEL_US);
+}
+
 /* Runs the request on one connection: 0 with the attempt's ending, or a negative errno. */
 static int attempt(struct job *job)
 {
+    struct hearth *h = job->call.connection;
     uint64_t id;
-    int r = hearth_complete(job->connection, &job->request, take_reply, job, &id);
+    int r = ask(job, h, &id);
     if (r == -ESHUTDOWN || r == -ECONNRESET) {
-        fault_set(&job->why, 0, "%s", hearth_message(job->connection));
+        fault_set(&job->why, 0, "%s", hearth_message(h));
         job->ending = BROKEN;
         return 0;
     }
     if (r < 0) {
-        pool_set_message(job->pool, hearth_message(job->connection));
+        pool_set_message(job->pool, hearth_message(h));
         return r;
     }
     /* Ends with the request, the connection or the deadline. */
     while (job->ending == RUNNING) {
-        r = hearth_wait(job->connection, time_left(job));
+        pass_on_cancel(job, h, id);
+        r = hearth_wait(h, time_left(job));
         if (job->ending == RUNNING && time_left(job) == 0) {
             pool_set_message(job->pool, "the request did not end in time: its connection is "
                                         "closed, which cancels it");
@@ -212,31 +255,17 @@ static int attempt(struct job *job)
 
 /* ---- from one attempt to the next ---- */
 
-/* Whether to look again: a daemon goes, or one that has gone has not come back. */
-static bool daemon_between(struct job *job, int error)
-{
-    job->was_there |= error == -ESHUTDOWN || error == -ECONNRESET;
-    return job->was_there && (error == -ESHUTDOWN || error == -ECONNRESET || error == -ENOENT ||
-                              error == -ECONNREFUSED);
-}
-
-static void pause_us(uint64_t us)
-{
-    struct timespec ts = {.tv_sec = (time_t)(us / 1000000u),
-                          .tv_nsec = (long)(us % 1000000u) * 1000};
-    nanosleep(&ts, NULL); /* a signal only makes the next look come sooner */
-}
-
-/* A connection for the next attempt. A daemon that has just been there, or says that it goes, is
- * given time to come back. */
+/* A connection for the next attempt. A daemon that has been there, or says that it goes, is given
+ * time to come back. */
 static int connect_again(struct job *job)
 {
-    uint64_t until_us = client_now_us() + RESTART_US, pause = LOOK_FIRST_US;
+    uint64_t pause = LOOK_FIRST_US;
+    /* Ends at POOL_RESTART_US. */
     for (;;) {
-        int r = hearth_pool_acquire(job->pool, time_left(job), &job->connection);
-        if (r >= 0 || !daemon_between(job, r) || client_now_us() >= until_us || time_left(job) == 0)
+        int r = pool_call_acquire(job->pool, &job->call, time_left(job));
+        if (r >= 0 || !pool_daemon_may_return(job->pool, r) || time_left(job) == 0)
             return r;
-        pause_us(MIN(pause, time_left(job)));
+        pool_call_pause(job->pool, &job->call, MIN(pause, time_left(job)));
         pause = MIN(pause * 2, (uint64_t)LOOK_MOST_US);
     }
 }
@@ -247,7 +276,6 @@ static bool try_again(struct job *job)
     bool possible = job->delivered_bytes == 0 || job->origin;
     if (possible && job->failovers < MAX_FAILOVERS) {
         job->failovers++;
-        job->was_there = true;
         pool_count_failover(job->pool);
         return true;
     }
@@ -268,8 +296,11 @@ static int run(struct job *job)
         r = prepare(job);
         if (r == 0)
             r = attempt(job);
-        hearth_pool_release(job->pool, job->connection);
-        job->connection = NULL;
+        pool_call_release(job->pool, &job->call);
+        if (job->call.cancelled && job->ending != ENDED) {
+            pool_set_message(job->pool, "the request was cancelled");
+            return -ECANCELED;
+        }
         if (r == -ETIME)
             return end_with(job, CODE_DEADLINE,
                             "the deadline passed while the request was sent again");
@@ -283,11 +314,14 @@ static int run(struct job *job)
     return 0;
 }
 
-int hearth_pool_complete(struct hearth_pool *pool, const struct hearth_generate *request,
-                         hearth_reply_fn fn, void *userdata, uint64_t timeout_us)
+static int generate(struct hearth_pool *pool, uint16_t type, const struct hearth_generate *request,
+                    hearth_reply_fn fn, void *userdata, uint64_t timeout_us)
 {
-    struct job job = {
-        .pool = pool, .request = HEARTH_GENERATE_INIT, .fn = fn, .userdata = userdata};
+    struct job job = {.pool = pool,
+                      .type = type,
+                      .request = HEARTH_GENERATE_INIT,
+                      .fn = fn,
+                      .userdata = userdata};
     int r = sized_read(&sized_generate, request, &job.request, &job.why);
     if (r < 0) {
         pool_set_message(pool, job.why.text);
@@ -302,5 +336,36 @@ int hearth_pool_complete(struct hearth_pool *pool, const struct hearth_generate 
         job.deadline_us = UINT64_MAX;
     job.given_skip_bytes = job.request.skip_bytes;
     job.given_deadline_us = job.request.deadline_us;
-    return run(&job);
+    pool_call_begin(pool, &job.call, userdata);
+    r = run(&job);
+    pool_call_end(pool, &job.call);
+    return r;
+}
+
+int hearth_pool_complete(struct hearth_pool *pool, const struct hearth_generate *request,
+                         hearth_reply_fn fn, void *userdata, uint64_t timeout_us)
+{
+    return generate(pool, WIRE_COMPLETE, request, fn, userdata, timeout_us);
+}
+
+int hearth_pool_chat(struct hearth_pool *pool, const struct hearth_generate *request,
+                     hearth_reply_fn fn, void *userdata, uint64_t timeout_us)
+{
+    return generate(pool, WIRE_CHAT, request, fn, userdata, timeout_us);
+}
+
+int hearth_pool_embed(struct hearth_pool *pool, const struct hearth_generate *request,
+                      hearth_reply_fn fn, void *userdata, uint64_t timeout_us)
+{
+    return generate(pool, WIRE_EMBED, request, fn, userdata, timeout_us);
+}
+
+int hearth_pool_tokenize(struct hearth_pool *pool, const char *model, const char *text,
+                         size_t text_bytes, hearth_reply_fn fn, void *userdata, uint64_t timeout_us)
+{
+    struct hearth_generate request = HEARTH_GENERATE_INIT;
+    request.model = model;
+    request.prompt = text;
+    request.prompt_bytes = text_bytes;
+    return generate(pool, WIRE_TOKENIZE, &request, fn, userdata, timeout_us);
 }

@@ -318,7 +318,7 @@ struct hearth_pool_stats {
     uint64_t acquired;        /* acquisitions that succeeded */
     uint32_t open, idle, busy; /* now */
     uint64_t health_passed, health_failed, closed_aged;
-    uint64_t failovers; /* requests sent again by hearth_pool_complete() */
+    uint64_t failovers; /* how often hearth_pool_complete() and the like sent a request again */
 };
 
 /* Opens min_connections; fails where one of them does, as hearth_connect() would. -EINVAL: no
@@ -343,17 +343,34 @@ void hearth_pool_maintain(struct hearth_pool *pool);
 /* Runs a completion from its beginning to its end on a connection of the pool. 0: `fn` (of this
  * thread; may be NULL) has had the end, HEARTH_DONE or HEARTH_ERROR. A negative errno: there was no
  * end, only the text delivered so far; hearth_pool_get_message() says why. -ETIMEDOUT after
- * timeout_us (UINT64_MAX: never), -EINVAL with manual_credit, else as hearth_pool_acquire() and
- * hearth_complete().
+ * timeout_us (UINT64_MAX: never), -ECANCELED after hearth_pool_cancel(), -EINVAL with
+ * manual_credit, else as hearth_pool_acquire() and hearth_complete().
  *
  * Where the connection breaks or the daemon goes away, the request is sent again on another one, up
  * to three times: as it was while `fn` has had no text; else with the seed and the fingerprint of
  * the first HEARTH_TOKENS and what was delivered as skip_bytes, so that `fn` never sees a byte
  * twice. Where that cannot be, because the model or the daemon has changed, the end is HEARTH_ERROR
- * with the code "shutting-down". While the daemon restarts, it is looked for during 10 s. `id` in
+ * with the code "shutting-down". A daemon that the pool has once been connected to is looked for
+ * during 10 s from when it was first missed; one that stays away longer is missing at once. `id` in
  * replies differs from one connection to the next and means nothing here. */
 int hearth_pool_complete(struct hearth_pool *pool, const struct hearth_generate *request,
                          hearth_reply_fn fn, void *userdata, uint64_t timeout_us);
+int hearth_pool_chat(struct hearth_pool *pool, const struct hearth_generate *request,
+                     hearth_reply_fn fn, void *userdata, uint64_t timeout_us);
+/* The same of an embedding and of a tokenizing. They are sent again as they were; an item that `fn`
+ * has had does not come again. */
+int hearth_pool_embed(struct hearth_pool *pool, const struct hearth_generate *request,
+                      hearth_reply_fn fn, void *userdata, uint64_t timeout_us);
+int hearth_pool_tokenize(struct hearth_pool *pool, const char *model, const char *text,
+                         size_t text_bytes, hearth_reply_fn fn, void *userdata,
+                         uint64_t timeout_us);
+/* Ends all calls of these four that run now and have this `userdata`, from any thread or in a
+ * callback: each returns -ECANCELED, unless its `fn` has had the end before, and the daemon stops the
+ * request. Returns how many there were; one that has not begun is not among them. From a callback of
+ * the call itself `fn` is not called again, and the connection stays; from another thread the
+ * connection is closed, `fn` may be running still until the call returns, and a call that is being
+ * connected returns when that is over (connect_timeout_us). */
+int hearth_pool_cancel(struct hearth_pool *pool, const void *userdata);
 /* Why the last call that failed did, of any thread; empty when none has. */
 void hearth_pool_get_message(struct hearth_pool *pool, char ret_message[HEARTH_MESSAGE_BYTES]);
 void hearth_pool_get_stats(struct hearth_pool *pool, struct hearth_pool_stats *ret_stats);

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
+#include <sys/socket.h>
 #include <time.h>
 
 #include "lib/cleanup.h"
@@ -37,7 +38,8 @@ struct entry {
 };
 TAILQ_HEAD(entries, entry);
 
-/* On the stack of who waits; `granted` with an entry, or with none: the place for a new one. */
+/* On the stack of who waits; in line `granted` with an entry, or with none: the place for a new
+ * one. */
 struct waiter {
     pthread_cond_t wake;
     bool granted;
@@ -45,10 +47,13 @@ struct waiter {
     TAILQ_ENTRY(waiter) link;
 };
 TAILQ_HEAD(waiters, waiter);
+TAILQ_HEAD(calls, pool_call);
 
-/* Options and strings are fixed after hearth_pool_new(); all the rest is guarded by `lock`, under
- * which no system call on a connection is made. */
+/* Options, strings and the clock are fixed after hearth_pool_new(); all the rest is guarded by
+ * `lock`, under which no system call on a connection is made but the shutdown(2) of a cancelled
+ * call. */
 struct hearth_pool {
+    const struct clock *clock;
     struct hearth_pool_options options;
     char socket_path[HEARTH_PATH_BYTES];
     char client_name[CLIENT_MAX_CLIENT_NAME + 1];
@@ -61,11 +66,15 @@ struct hearth_pool {
     uint32_t open; /* idle, out, and being connected */
     /* Before these times no idle one is past its time, or due for a ping: nobody walks the list. */
     uint64_t expiry_us, due_us;
+    struct calls calls; /* that can be cancelled */
+    bool met;           /* a daemon has been there */
+    uint64_t gone_us;   /* since when a call has missed it; 0: it has been there since */
     struct hearth_pool_stats stats;
     struct fault message; /* why the last acquisition failed */
 };
 
 static const struct hearth_pool_options options_defaults = HEARTH_POOL_OPTIONS_INIT;
+static const struct clock real_clock = {.now_us = clock_monotonic_us};
 
 /* ---- entries; no lock held ---- */
 
@@ -92,7 +101,7 @@ static int entry_new(const struct hearth_pool *pool, uint64_t timeout_us, struct
     int r = hearth_connect(&options, &entry->connection, ret_message);
     if (r < 0)
         return r;
-    entry->created_us = entry->answered_us = client_now_us();
+    entry->created_us = entry->answered_us = clock_now_us(pool->clock);
     entry->connection->pool_entry = entry;
     *ret_entry = TAKE_PTR(entry);
     return 0;
@@ -126,7 +135,8 @@ static void entry_ping(struct entry *entry)
     hearth_dispatch(entry->connection);
 }
 
-static bool entry_await_pong(struct entry *entry, uint64_t deadline_us)
+static bool entry_await_pong(const struct hearth_pool *pool, struct entry *entry,
+                             uint64_t deadline_us)
 {
     int r = 0;
     while (entry->pinging && (r >= 0 || r == -EINTR)) {
@@ -137,7 +147,7 @@ static bool entry_await_pong(struct entry *entry, uint64_t deadline_us)
     }
     if (!entry->pong || !client_is_reusable(entry->connection))
         return false;
-    entry->answered_us = client_now_us();
+    entry->answered_us = clock_now_us(pool->clock);
     return true;
 }
 
@@ -146,7 +156,8 @@ static bool entry_await_pong(struct entry *entry, uint64_t deadline_us)
 static uint32_t entries_look(const struct hearth_pool *pool, struct entries *entries,
                              struct entries *bad, uint32_t *ret_failed)
 {
-    uint64_t now = client_now_us(), deadline_us = now + pool->options.health_timeout_us;
+    uint64_t now = clock_now_us(pool->clock);
+    uint64_t deadline_us = client_now_us() + pool->options.health_timeout_us;
     uint32_t passed = 0, failed = 0;
     struct entry *entry, *next;
     for (entry = TAILQ_FIRST(entries); entry; entry = TAILQ_NEXT(entry, link))
@@ -154,7 +165,7 @@ static uint32_t entries_look(const struct hearth_pool *pool, struct entries *ent
             entry_ping(entry);
     for (entry = TAILQ_FIRST(entries); entry; entry = next) {
         bool due = entry_due(pool, entry, now);
-        bool good = due ? entry_await_pong(entry, deadline_us) : entry_look(entry);
+        bool good = due ? entry_await_pong(pool, entry, deadline_us) : entry_look(entry);
         next = TAILQ_NEXT(entry, link);
         passed += due && good;
         failed += due && !good;
@@ -212,7 +223,7 @@ static uint64_t entry_expiry(const struct hearth_pool *pool, const struct entry 
  * closes them once the lock is given back. */
 static void take_expired(struct hearth_pool *pool, struct entries *expired)
 {
-    uint64_t now = client_now_us();
+    uint64_t now = clock_now_us(pool->clock);
     if (now < pool->expiry_us)
         return;
     struct entry *entry, *next;
@@ -277,27 +288,47 @@ static void give_entry(struct hearth_pool *pool, struct entry *entry, bool warm)
     pool->due_us = MIN(pool->due_us, later(entry->answered_us, pool->options.health_every_us));
 }
 
-/* Waits in line. 0 with what was granted, or -ETIMEDOUT. */
-static int wait_in_line(struct hearth_pool *pool, uint64_t deadline_us, struct entry **ret_entry)
+static int refuse_cancelled(struct hearth_pool *pool)
+{
+    return fault_set(&pool->message, -ECANCELED, "the request was cancelled");
+}
+
+/* Waits until something is granted, the call is cancelled or, in real time, the deadline. */
+static void waiter_wait(struct hearth_pool *pool, struct waiter *waiter, struct pool_call *call,
+                        uint64_t deadline_us)
 {
     struct timespec deadline = {.tv_sec = (time_t)(deadline_us / 1000000u),
                                 .tv_nsec = (long)(deadline_us % 1000000u) * 1000};
+    int r = 0;
+    if (call)
+        call->waiter = waiter;
+    while (!waiter->granted && !(call && call->cancelled) && r == 0)
+        r = deadline_us == UINT64_MAX
+                ? pthread_cond_wait(&waiter->wake, &pool->lock)
+                : pthread_cond_timedwait(&waiter->wake, &pool->lock, &deadline);
+    if (call)
+        call->waiter = NULL;
+    pthread_cond_destroy(&waiter->wake);
+}
+
+/* Waits in line. 0 with what was granted, -ETIMEDOUT or -ECANCELED. */
+static int wait_in_line(struct hearth_pool *pool, struct pool_call *call, uint64_t deadline_us,
+                        struct entry **ret_entry)
+{
     struct waiter waiter = {0};
     int r = -pthread_cond_init(&waiter.wake, &pool->wake_attributes);
     if (r < 0)
         return fault_set(&pool->message, r, "no means to wait for a connection");
     pool->stats.waits++;
     TAILQ_INSERT_TAIL(&pool->waiters, &waiter, link);
-    while (!waiter.granted && r == 0)
-        r = deadline_us == UINT64_MAX
-                ? pthread_cond_wait(&waiter.wake, &pool->lock)
-                : pthread_cond_timedwait(&waiter.wake, &pool->lock, &deadline);
-    pthread_cond_destroy(&waiter.wake);
+    waiter_wait(pool, &waiter, call, deadline_us);
     if (waiter.granted) {
         *ret_entry = waiter.entry;
         return 0;
     }
     TAILQ_REMOVE(&pool->waiters, &waiter, link);
+    if (call && call->cancelled)
+        return refuse_cancelled(pool);
     pool->stats.timeouts++;
     return fault_set(&pool->message, -ETIMEDOUT,
                      "all %u connections of the pool stayed in use: raise max_connections or wait "
@@ -306,16 +337,18 @@ static int wait_in_line(struct hearth_pool *pool, uint64_t deadline_us, struct e
 }
 
 /* What acquire goes on with: an idle connection to look at, leave to open one (NULL, counted in
- * `open` already), or -ETIMEDOUT. */
-static int take_or_wait(struct hearth_pool *pool, uint64_t deadline_us, struct entries *expired,
-                        struct entry **ret_entry)
+ * `open` already), -ETIMEDOUT or -ECANCELED. */
+static int take_or_wait(struct hearth_pool *pool, struct pool_call *call, uint64_t deadline_us,
+                        struct entries *expired, struct entry **ret_entry)
 {
+    if (call && call->cancelled)
+        return refuse_cancelled(pool);
     take_expired(pool, expired);
     *ret_entry = take_idle(pool);
     if (*ret_entry)
         return 0;
     if (pool->open == pool->options.max_connections)
-        return wait_in_line(pool, deadline_us, ret_entry);
+        return wait_in_line(pool, call, deadline_us, ret_entry);
     pool->open++;
     return 0;
 }
@@ -363,6 +396,8 @@ static int use_new(struct hearth_pool *pool, uint64_t deadline_us, struct entry 
     if (r >= 0) {
         pool->stats.created++;
         pool->stats.acquired++;
+        pool->met = true;
+        pool->gone_us = 0;
         *ret_entry = entry;
     } else {
         pool->stats.failed++;
@@ -373,7 +408,8 @@ static int use_new(struct hearth_pool *pool, uint64_t deadline_us, struct entry 
     return r;
 }
 
-int hearth_pool_acquire(struct hearth_pool *pool, uint64_t timeout_us, struct hearth **ret_hearth)
+static int acquire(struct hearth_pool *pool, struct pool_call *call, uint64_t timeout_us,
+                   struct hearth **ret_hearth)
 {
     uint64_t deadline_us;
     if (__builtin_add_overflow(client_now_us(), timeout_us, &deadline_us))
@@ -381,7 +417,7 @@ int hearth_pool_acquire(struct hearth_pool *pool, uint64_t timeout_us, struct he
     struct entries expired = TAILQ_HEAD_INITIALIZER(expired);
     struct entry *entry = NULL, *looked = NULL;
     pthread_mutex_lock(&pool->lock);
-    int r = take_or_wait(pool, deadline_us, &expired, &entry);
+    int r = take_or_wait(pool, call, deadline_us, &expired, &entry);
     pthread_mutex_unlock(&pool->lock);
     entries_close(&expired);
     if (r < 0)
@@ -397,6 +433,11 @@ int hearth_pool_acquire(struct hearth_pool *pool, uint64_t timeout_us, struct he
         return r;
     *ret_hearth = entry->connection;
     return 0;
+}
+
+int hearth_pool_acquire(struct hearth_pool *pool, uint64_t timeout_us, struct hearth **ret_hearth)
+{
+    return acquire(pool, NULL, timeout_us, ret_hearth);
 }
 
 static void take_out(struct hearth_pool *pool, struct entry *entry, struct entries *looked)
@@ -479,7 +520,7 @@ void hearth_pool_release(struct hearth_pool *pool, struct hearth *h)
     struct entries expired = TAILQ_HEAD_INITIALIZER(expired);
     struct entries looked = TAILQ_HEAD_INITIALIZER(looked);
     bool good = client_is_reusable(h);
-    uint64_t now = client_now_us();
+    uint64_t now = clock_now_us(pool->clock);
     pthread_mutex_lock(&pool->lock);
     bool aged = good && entry_aged(pool, entry, now);
     if (good && !aged) {
@@ -506,7 +547,7 @@ void hearth_pool_maintain(struct hearth_pool *pool)
 {
     struct entries expired = TAILQ_HEAD_INITIALIZER(expired);
     struct entries looked = TAILQ_HEAD_INITIALIZER(looked);
-    uint64_t now = client_now_us();
+    uint64_t now = clock_now_us(pool->clock);
     pthread_mutex_lock(&pool->lock);
     take_expired(pool, &expired);
     pthread_mutex_unlock(&pool->lock);
@@ -519,7 +560,91 @@ void hearth_pool_maintain(struct hearth_pool *pool)
     } while (look(pool, &looked));
 }
 
+/* ---- calls that can be cancelled ---- */
+
+void pool_call_begin(struct hearth_pool *pool, struct pool_call *call, const void *userdata)
+{
+    *call = (struct pool_call){.userdata = userdata, .thread = pthread_self()};
+    pthread_mutex_lock(&pool->lock);
+    TAILQ_INSERT_TAIL(&pool->calls, call, link);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+void pool_call_end(struct hearth_pool *pool, struct pool_call *call)
+{
+    assert(!call->connection);
+    pthread_mutex_lock(&pool->lock);
+    TAILQ_REMOVE(&pool->calls, call, link);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+int pool_call_acquire(struct hearth_pool *pool, struct pool_call *call, uint64_t timeout_us)
+{
+    struct hearth *connection;
+    int r = acquire(pool, call, timeout_us, &connection);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&pool->lock);
+    call->connection = connection;
+    pthread_mutex_unlock(&pool->lock);
+    return 0;
+}
+
+void pool_call_release(struct hearth_pool *pool, struct pool_call *call)
+{
+    pthread_mutex_lock(&pool->lock);
+    struct hearth *connection = call->connection;
+    call->connection = NULL; /* no shutdown(2) from now on */
+    pthread_mutex_unlock(&pool->lock);
+    hearth_pool_release(pool, connection);
+}
+
+void pool_call_pause(struct hearth_pool *pool, struct pool_call *call, uint64_t us)
+{
+    struct waiter waiter = {0};
+    if (pthread_cond_init(&waiter.wake, &pool->wake_attributes) != 0)
+        return;
+    pthread_mutex_lock(&pool->lock);
+    waiter_wait(pool, &waiter, call, client_now_us() + us);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+int hearth_pool_cancel(struct hearth_pool *pool, const void *userdata)
+{
+    struct pool_call *call;
+    int n = 0;
+    pthread_mutex_lock(&pool->lock);
+    for (call = TAILQ_FIRST(&pool->calls); call; call = TAILQ_NEXT(call, link)) {
+        if (call->userdata != userdata || call->cancelled)
+            continue;
+        call->cancelled = true;
+        n++;
+        if (call->waiter)
+            pthread_cond_signal(&call->waiter->wake);
+        /* In its own callback it asks the daemon once that has returned. */
+        if (call->connection && !pthread_equal(call->thread, pthread_self()))
+            shutdown(hearth_fd(call->connection), SHUT_RDWR);
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return n;
+}
+
 /* ---- what it says about itself ---- */
+
+bool pool_daemon_may_return(struct hearth_pool *pool, int error)
+{
+    bool goes = error == -ESHUTDOWN || error == -ECONNRESET;
+    if (!goes && error != -ENOENT && error != -ECONNREFUSED)
+        return false;
+    uint64_t now = clock_now_us(pool->clock);
+    pthread_mutex_lock(&pool->lock);
+    pool->met |= goes;
+    if (pool->met && pool->gone_us == 0)
+        pool->gone_us = now;
+    bool may = pool->met && now - pool->gone_us < POOL_RESTART_US;
+    pthread_mutex_unlock(&pool->lock);
+    return may;
+}
 
 void pool_count_failover(struct hearth_pool *pool)
 {
@@ -606,6 +731,7 @@ static int open_minimum(struct hearth_pool *pool)
         pool->n_idle++;
         pool->open++;
         pool->stats.created++;
+        pool->met = true;
     }
     return 0;
 }
@@ -619,7 +745,8 @@ static struct hearth_pool *pool_destroy(struct hearth_pool *pool)
     return NULL;
 }
 
-int hearth_pool_new(const struct hearth_pool_options *options, struct hearth_pool **ret_pool)
+int pool_new(const struct hearth_pool_options *options, const struct clock *clock,
+             struct hearth_pool **ret_pool)
 {
     _cleanup_free_ struct hearth_pool *pool = calloc(1, sizeof(*pool));
     if (!pool)
@@ -629,6 +756,8 @@ int hearth_pool_new(const struct hearth_pool_options *options, struct hearth_poo
         return r;
     TAILQ_INIT(&pool->idle);
     TAILQ_INIT(&pool->waiters);
+    TAILQ_INIT(&pool->calls);
+    pool->clock = clock;
     r = locks_init(pool);
     if (r < 0)
         return r;
@@ -639,6 +768,11 @@ int hearth_pool_new(const struct hearth_pool_options *options, struct hearth_poo
     }
     *ret_pool = TAKE_PTR(pool);
     return 0;
+}
+
+int hearth_pool_new(const struct hearth_pool_options *options, struct hearth_pool **ret_pool)
+{
+    return pool_new(options, &real_clock, ret_pool);
 }
 
 struct hearth_pool *hearth_pool_free(struct hearth_pool *pool)

@@ -13,9 +13,9 @@
 #include <stdint.h>
 #include <time.h>
 
-#include "daemon/clock.h"
 #include "daemon/engine/engine.h"
 #include "daemon/metrics/metrics.h"
+#include "lib/clock.h"
 
 enum load_priority {
     LOAD_INTERACTIVE, /* a request waits */

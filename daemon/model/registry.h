@@ -14,10 +14,10 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#include "daemon/clock.h"
 #include "daemon/config.h"
 #include "daemon/model/async_loader.h"
 #include "daemon/model/catalog.h"
+#include "lib/clock.h"
 #include "lib/hash.h"
 #include "lib/wire.h"
 

@@ -6,7 +6,7 @@
 #ifndef HEARTH_NET_SERVER_H
 #define HEARTH_NET_SERVER_H
 
-#include "daemon/clock.h"
+#include "lib/clock.h"
 #include "daemon/config.h"
 #include "daemon/metrics/metrics.h"
 #include "daemon/net/listener.h"

@@ -11,7 +11,7 @@
 
 #include <stdint.h>
 
-#include "daemon/clock.h"
+#include "lib/clock.h"
 #include "daemon/model/registry.h"
 #include "daemon/serve/request.h"
 

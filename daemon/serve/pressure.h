@@ -20,7 +20,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "daemon/clock.h"
+#include "lib/clock.h"
 #include "daemon/engine/engine.h"
 #include "daemon/metrics/metrics.h"
 

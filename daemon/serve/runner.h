@@ -12,7 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "daemon/clock.h"
+#include "lib/clock.h"
 #include "daemon/engine/engine.h"
 #include "daemon/metrics/metrics.h"
 #include "daemon/serve/outbox.h"

@@ -10,11 +10,11 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#include "daemon/clock.h"
 #include "daemon/config.h"
 #include "daemon/metrics/metrics.h"
 #include "daemon/serve/admission.h"
 #include "daemon/serve/peer.h"
+#include "lib/clock.h"
 
 struct service;
 

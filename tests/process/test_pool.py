@@ -135,6 +135,23 @@ def idle_connections_of_a_daemon_that_was_restarted_are_replaced(t):
     stop(again)
 
 
+@test
+def a_request_waits_for_a_daemon_that_went_while_its_connection_was_idle(t):
+    d = t.daemon(models=[made_model(t)], config=CONFIG)
+    client = telling(t, d, 3, 0)
+    expect(story(client)[:4:2] == ("length", 0), "the first request")
+    process = d.process
+    for created, end in ((2, signal.SIGTERM), (3, signal.SIGKILL)):
+        expect(client.stdout.readline() == b"paused\n", "it did not come to its pause")
+        process.send_signal(end)  # its socket is gone, or stays behind
+        process.wait(20)
+        go_on(client)  # nobody is there now
+        process = start_again(t, d)
+        word, _, failovers, now, _ = story(client)
+        expect((word, failovers, now) == ("length", 0, created), f"{word} {failovers} {now}")
+    stop(process)
+
+
 def need_plain_build():
     symbols = (BUILD / "lib" / "libhearth.a").read_bytes()
     if any(word in symbols for word in (b"__asan", b"__tsan", b"__gcov")):

@@ -1,7 +1,7 @@
-/* Threads that complete, acquire and release on one pool, beside one that maintains it and one that
- * reads its counters, while the daemon breaks off in the middle, says goaway and closes, and
- * connections grow too old, too idle and due for pings all the time. No story may have a byte twice
- * or in the wrong place. */
+/* Threads that complete, acquire and release on one pool, beside one that maintains it, one that
+ * cancels now and then and one that reads its counters, while the daemon breaks off in the middle,
+ * says goaway and closes, and connections grow too old, too idle and due for pings all the time. No
+ * story may have a byte twice or in the wrong place. */
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
@@ -137,7 +137,8 @@ struct heard {
     bool done;
 };
 
-static atomic_int working, whole;
+static atomic_int working, whole, cancelled;
+static _Atomic(struct heard *) last; /* whose completion began last */
 
 static void hear(void *userdata, const struct hearth_reply *reply)
 {
@@ -159,8 +160,9 @@ static void complete(struct hearth_pool *pool)
     struct hearth_generate request = HEARTH_GENERATE_INIT;
     struct heard heard = {0};
     request.prompt = "Tell";
+    atomic_store(&last, &heard);
     int r = hearth_pool_complete(pool, &request, hear, &heard, PATIENCE_US);
-    assert(r == 0 && heard.ends == 1);
+    assert(r == 0 ? heard.ends == 1 : r == -ECANCELED && heard.ends == 0);
     assert(memcmp(heard.text, story, heard.bytes) == 0);
     assert(!heard.done || heard.bytes == STORY_BYTES);
     atomic_fetch_add(&whole, heard.done);
@@ -198,6 +200,17 @@ static void *maintain(void *userdata)
     return NULL;
 }
 
+static void *cancel(void *userdata)
+{
+    while (atomic_load(&working) > 0) {
+        int n = hearth_pool_cancel(userdata, atomic_load(&last));
+        assert(n == 0 || n == 1);
+        atomic_fetch_add(&cancelled, n);
+        usleep(700);
+    }
+    return NULL;
+}
+
 static void *watch(void *userdata)
 {
     char message[HEARTH_MESSAGE_BYTES];
@@ -230,7 +243,7 @@ int main(void)
 {
     char dir[] = "/tmp/hearth-race-XXXXXX", path[64];
     struct daemon daemon = {0};
-    pthread_t threads[WORKERS + 2];
+    pthread_t threads[WORKERS + 3];
     char *made = mkdtemp(dir);
     assert(made);
     snprintf(path, sizeof(path), "%s/s", dir);
@@ -242,12 +255,14 @@ int main(void)
         pthread_create(&threads[i], NULL, work, pool);
     pthread_create(&threads[WORKERS], NULL, maintain, pool);
     pthread_create(&threads[WORKERS + 1], NULL, watch, pool);
-    for (int i = 0; i < WORKERS + 2; i++)
+    pthread_create(&threads[WORKERS + 2], NULL, cancel, pool);
+    for (int i = 0; i < WORKERS + 3; i++)
         pthread_join(threads[i], NULL);
 
     struct hearth_pool_stats stats = {.size_of = sizeof(stats)};
     hearth_pool_get_stats(pool, &stats);
     assert(stats.busy == 0 && stats.failovers > 0 && atomic_load(&whole) > 0);
+    assert(atomic_load(&cancelled) > 0);
     assert(stats.created ==
            stats.open + stats.closed_idle + stats.closed_aged + stats.closed_broken);
     hearth_pool_free(pool);

@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "lib/client.h"
+#include "lib/pool.h"
 #include "tests/unit/fake_daemon.h"
 
 #define PATIENCE_US 20000000u
@@ -20,6 +21,46 @@ static struct hearth_pool *must_open(const struct fake *fake, uint32_t min, uint
     options.idle_timeout_us = idle_us;
     options.max_age_us = 0;
     cr_assert_eq(hearth_pool_new(&options, &pool), 0);
+    return pool;
+}
+
+#define SECOND_US 1000000u
+#define MINUTE_US (60u * SECOND_US)
+
+/* Time that passes when a test says so, and by `step_us` with each look at the clock. */
+struct test_clock {
+    struct clock clock; /* first: looked at through it */
+    atomic_ullong now_us;
+    uint64_t step_us;
+};
+
+static uint64_t test_now(const struct clock *clock)
+{
+    struct test_clock *test = (struct test_clock *)clock;
+    return atomic_fetch_add(&test->now_us, test->step_us);
+}
+
+#define TEST_CLOCK_INIT                                    \
+    {                                                      \
+        .clock = {.now_us = test_now}, .now_us = MINUTE_US \
+    }
+
+static void pass(struct test_clock *clock, uint64_t us)
+{
+    atomic_fetch_add(&clock->now_us, us);
+}
+
+/* A pool with the defaults but for its size, and with patience for a ping on a busy machine. */
+static struct hearth_pool *must_open_in(struct test_clock *clock, const struct fake *fake,
+                                        uint32_t min, uint32_t max)
+{
+    struct hearth_pool_options options = HEARTH_POOL_OPTIONS_INIT;
+    struct hearth_pool *pool = NULL;
+    options.connection.socket_path = fake->path;
+    options.min_connections = min;
+    options.max_connections = max;
+    options.health_timeout_us = PATIENCE_US;
+    cr_assert_eq(pool_new(&options, &clock->clock, &pool), 0);
     return pool;
 }
 
@@ -180,13 +221,17 @@ Test(pool, what_is_idle_too_long_is_closed_down_to_the_minimum)
 {
     struct fake fake;
     struct hearth *out[4];
+    struct test_clock clock = TEST_CLOCK_INIT;
     fake_start(&fake, fake_serve_done);
-    struct hearth_pool *pool = must_open(&fake, 1, 4, 10000);
+    struct hearth_pool *pool = must_open_in(&clock, &fake, 1, 4);
     for (int i = 0; i < 4; i++)
         out[i] = must_acquire(pool);
     for (int i = 0; i < 4; i++)
         hearth_pool_release(pool, out[i]);
-    usleep(15000);
+    pass(&clock, 5 * MINUTE_US - 1);
+    hearth_pool_maintain(pool);
+    cr_assert_eq(stats_of(pool).open, 4, "not before 5 minutes");
+    pass(&clock, 1);
     hearth_pool_maintain(pool);
     struct hearth_pool_stats stats = stats_of(pool);
     cr_assert(stats.open == 1 && stats.idle == 1 && stats.closed_idle == 3);
@@ -199,17 +244,17 @@ Test(pool, what_is_idle_too_long_is_closed_down_to_the_minimum)
 Test(pool, what_is_too_old_is_closed_even_below_the_minimum)
 {
     struct fake fake;
-    struct hearth_pool_options options = HEARTH_POOL_OPTIONS_INIT;
-    struct hearth_pool *pool = NULL;
+    struct test_clock clock = TEST_CLOCK_INIT;
     fake_start(&fake, fake_serve_done);
-    options.connection.socket_path = fake.path;
-    options.min_connections = 2;
-    options.max_age_us = 10000;
-    cr_assert_eq(hearth_pool_new(&options, &pool), 0);
+    struct hearth_pool *pool = must_open_in(&clock, &fake, 2, 4);
     struct hearth *h = must_acquire(pool);
-    usleep(15000);
-    use_once(h); /* one in use is never closed under its user */
-    cr_assert_leq(stats_of(pool).closed_aged, 1);
+    pass(&clock, 10 * MINUTE_US - 1);
+    hearth_pool_maintain(pool);
+    cr_assert_eq(stats_of(pool).closed_aged, 0, "not before 10 minutes");
+    pass(&clock, 1);
+    hearth_pool_maintain(pool);
+    cr_assert_eq(stats_of(pool).closed_aged, 1, "one in use is never closed under its user");
+    use_once(h);
     hearth_pool_release(pool, h);
     struct hearth_pool_stats stats = stats_of(pool);
     cr_assert(stats.closed_aged == 2 && stats.open == 0);
@@ -518,65 +563,50 @@ Test(pool, who_waits_is_served_in_the_order_of_coming)
 Test(pool, one_that_is_too_old_goes_to_nobody_who_waits)
 {
     struct fake fake;
-    struct hearth_pool_options options = HEARTH_POOL_OPTIONS_INIT;
-    struct hearth_pool *pool = NULL;
+    struct test_clock clock = TEST_CLOCK_INIT;
     fake_start(&fake, fake_serve_done);
-    options.connection.socket_path = fake.path;
-    options.max_connections = 1;
-    options.max_age_us = 1000;
-    cr_assert_eq(hearth_pool_new(&options, &pool), 0);
+    struct hearth_pool *pool = must_open_in(&clock, &fake, 0, 1);
     struct hearth *h = must_acquire(pool);
     struct taker taker = {.pool = pool};
     pthread_t thread;
     pthread_create(&thread, NULL, take_one, &taker);
     while (stats_of(pool).waits == 0)
         usleep(500);
-    usleep(2000);
+    pass(&clock, 10 * MINUTE_US);
     hearth_pool_release(pool, h);
     pthread_join(thread, NULL);
     cr_assert_eq(taker.stage, 2);
     struct hearth_pool_stats stats = stats_of(pool);
-    cr_assert(stats.created == 2 && stats.closed_aged >= 1 && stats.closed_broken == 0);
+    cr_assert(stats.created == 2 && stats.closed_aged == 1 && stats.closed_broken == 0);
     hearth_pool_free(pool);
     fake_stop(&fake);
 }
 
 /* ---- health ---- */
 
-static struct hearth_pool *must_open_checked(const struct fake *fake, uint64_t every_us,
-                                             uint64_t timeout_us)
-{
-    struct hearth_pool_options options = HEARTH_POOL_OPTIONS_INIT;
-    struct hearth_pool *pool = NULL;
-    options.connection.socket_path = fake->path;
-    options.health_every_us = every_us;
-    options.health_timeout_us = timeout_us;
-    cr_assert_eq(hearth_pool_new(&options, &pool), 0);
-    return pool;
-}
-
 Test(pool, what_answers_its_ping_stays_and_a_ping_is_no_request)
 {
     struct fake fake;
     struct hearth *out[3];
+    struct test_clock clock = TEST_CLOCK_INIT;
     fake_start(&fake, fake_serve_done);
-    struct hearth_pool *pool = must_open_checked(&fake, 1, PATIENCE_US);
+    struct hearth_pool *pool = must_open_in(&clock, &fake, 0, 3);
     for (int i = 0; i < 3; i++)
         out[i] = must_acquire(pool);
     for (int i = 0; i < 3; i++)
         hearth_pool_release(pool, out[i]);
-    usleep(1000);
-    uint64_t before = stats_of(pool).health_passed;
+    pass(&clock, 30 * SECOND_US);
     hearth_pool_maintain(pool);
     struct hearth_pool_stats stats = stats_of(pool);
-    cr_assert_eq(stats.health_passed, before + 3, "maintain asks each that is due");
+    cr_assert_eq(stats.health_passed, 3, "maintain asks each that is due");
     cr_assert(stats.health_failed == 0 && stats.idle == 3 && stats.created == 3);
-    usleep(1000);
+    pass(&clock, 30 * SECOND_US);
     cr_assert_eq(must_acquire(pool), out[2], "they keep their order");
     stats = stats_of(pool);
-    cr_assert_eq(stats.health_passed, before + 4, "acquire asks the one it takes");
+    cr_assert_eq(stats.health_passed, 4, "acquire asks the one it takes");
     cr_assert_eq(stats.reused, 0, "only pings went over it");
     hearth_pool_release(pool, out[2]);
+    cr_assert_eq(stats_of(pool).health_passed, 5, "release asks one other");
     hearth_pool_free(pool);
     fake_stop(&fake);
 }
@@ -584,12 +614,13 @@ Test(pool, what_answers_its_ping_stays_and_a_ping_is_no_request)
 Test(pool, one_that_is_not_due_is_not_asked)
 {
     struct fake fake;
+    struct test_clock clock = TEST_CLOCK_INIT;
     fake_start(&fake, fake_serve_done);
-    struct hearth_pool *pool = must_open_checked(&fake, 3600000000u, 10000);
-    for (int i = 0; i < 5; i++) {
-        hearth_pool_release(pool, must_acquire(pool));
-        hearth_pool_maintain(pool);
-    }
+    struct hearth_pool *pool = must_open_in(&clock, &fake, 0, 16);
+    hearth_pool_release(pool, must_acquire(pool));
+    pass(&clock, 30 * SECOND_US - 1);
+    hearth_pool_release(pool, must_acquire(pool));
+    hearth_pool_maintain(pool);
     cr_assert_eq(stats_of(pool).health_passed, 0);
     hearth_pool_free(pool);
     fake_stop(&fake);
@@ -616,25 +647,30 @@ static void serve_deaf_first(struct fake *fake, int fd)
 Test(pool, what_does_not_answer_its_ping_is_replaced)
 {
     struct fake fake;
+    struct test_clock clock = TEST_CLOCK_INIT;
+    struct hearth_pool_options options = HEARTH_POOL_OPTIONS_INIT;
+    struct hearth_pool *pool = NULL;
     fake_start(&fake, serve_deaf_first);
-    struct hearth_pool *pool = must_open_checked(&fake, 1, 500000);
+    options.connection.socket_path = fake.path;
+    options.health_timeout_us = 500000;
+    cr_assert_eq(pool_new(&options, &clock.clock, &pool), 0);
     struct hearth *a = must_acquire(pool), *b = must_acquire(pool);
     use_once(a);
     use_once(b);
     hearth_pool_release(pool, a);
-    usleep(1000);
+    pass(&clock, 30 * SECOND_US);
     hearth_pool_maintain(pool); /* a is asked, and closed */
     struct hearth_pool_stats stats = stats_of(pool);
     cr_assert(stats.health_failed == 1 && stats.closed_broken == 1 && stats.open == 1);
     hearth_pool_release(pool, b);
-    usleep(1000);
+    pass(&clock, 30 * SECOND_US);
     struct hearth *c = must_acquire(pool); /* b is asked, and c is a new one */
     use_once(c);
     stats = stats_of(pool);
     cr_assert_eq(stats.health_failed, 2);
     cr_assert(stats.created == 3 && stats.reused == 0 && stats.open == 1);
     hearth_pool_release(pool, c);
-    usleep(1000);
+    pass(&clock, 30 * SECOND_US);
     c = must_acquire(pool);
     cr_assert_eq(stats_of(pool).reused, 1);
     hearth_pool_release(pool, c);
@@ -974,5 +1010,278 @@ Test(pool, without_a_daemon_a_completion_says_so_at_once)
     cr_assert_eq(hearth_pool_complete(pool, &request, hear, &heard, PATIENCE_US), -EINVAL);
     request.size = 0;
     cr_assert_eq(hearth_pool_complete(pool, &request, hear, &heard, PATIENCE_US), -EINVAL);
+    hearth_pool_free(pool);
+}
+
+/* Answers one request of each connection and closes it. */
+static void serve_one(struct fake *fake, int fd)
+{
+    _cleanup_frame_ struct fake_frame frame = {0};
+    struct wire_buffer out = {0};
+    (void)fake;
+    if (!fake_hello(fd) || !fake_next(fd, &frame))
+        return;
+    fake_put_done(&out, frame.header.id, "stop");
+    fake_send(fd, &out);
+}
+
+static int tell_again(struct hearth_pool *pool)
+{
+    struct hearth_generate request = HEARTH_GENERATE_INIT;
+    struct heard heard = {0};
+    request.prompt = "Tell";
+    int r = hearth_pool_complete(pool, &request, hear, &heard, PATIENCE_US);
+    cr_assert_eq(heard.ends, r == 0);
+    return r;
+}
+
+Test(pool, a_daemon_that_went_while_all_were_idle_is_looked_for_during_10_s)
+{
+    struct fake fake;
+    struct test_clock clock = TEST_CLOCK_INIT;
+    fake_start(&fake, serve_one);
+    struct hearth_pool *pool = must_open_in(&clock, &fake, 0, 2);
+    cr_assert_eq(tell_again(pool), 0);
+    fake_stop(&fake);
+    clock.step_us = SECOND_US / 2; /* several looks at the clock with each try */
+    uint64_t before = clock.now_us;
+    cr_assert_eq(tell_again(pool), -ENOENT);
+    cr_assert_geq(clock.now_us - before, 10 * SECOND_US);
+    uint64_t failed = stats_of(pool).failed;
+    cr_assert_gt(failed, 2, "it was looked for again and again");
+    for (int i = 0; i < 3; i++)
+        cr_assert_eq(tell_again(pool), -ENOENT);
+    cr_assert_eq(stats_of(pool).failed, failed + 3, "one that stays away is missing at once");
+    cr_assert_eq(stats_of(pool).failovers, 0);
+    hearth_pool_free(pool);
+}
+
+/* ---- embeddings, ids, chats ---- */
+
+/* The first connection ends before the item, the second behind it, the third tells all. */
+static void serve_item(struct fake *fake, int fd)
+{
+    static const int32_t ids[] = {1, 2, 3};
+    static const float vector[] = {1, 2, 3};
+    _cleanup_frame_ struct fake_frame frame = {0};
+    struct wire_buffer out = {0};
+    if (!fake_hello(fd) || !fake_next(fd, &frame))
+        return;
+    int number = atomic_fetch_add(&fake->seen, 1);
+    atomic_store(&fake->note, frame.header.type);
+    if (number >= 1) {
+        wire_begin(&out, WIRE_ITEM, frame.header.id);
+        if (frame.header.type == WIRE_EMBED)
+            wire_put_bytes(&out, TAG_VECTOR, vector, sizeof(vector));
+        else
+            wire_put_bytes(&out, TAG_IDS, ids, sizeof(ids));
+        wire_end(&out);
+    }
+    if (number >= 2)
+        fake_put_done(&out, frame.header.id, "stop");
+    fake_send(fd, &out);
+}
+
+struct got {
+    int items, ends;
+    size_t n_ids, n_vector;
+};
+
+static void get(void *userdata, const struct hearth_reply *reply)
+{
+    struct got *got = userdata;
+    cr_assert_eq(got->ends, 0);
+    got->items += reply->kind == HEARTH_ITEM;
+    got->n_ids += reply->n_ids;
+    got->n_vector += reply->n_vector;
+    got->ends += reply->kind == HEARTH_DONE;
+}
+
+Test(pool, embeddings_and_ids_are_asked_for_again_and_come_once)
+{
+    for (int tokenizes = 0; tokenizes < 2; tokenizes++) {
+        struct fake fake;
+        struct got got = {0};
+        struct hearth_generate request = HEARTH_GENERATE_INIT;
+        request.prompt = "Tell";
+        fake_start(&fake, serve_item);
+        struct hearth_pool *pool = must_open(&fake, 0, 1, 0);
+        cr_assert_eq(tokenizes ? hearth_pool_tokenize(pool, NULL, "Tell", 4, get, &got, PATIENCE_US)
+                               : hearth_pool_embed(pool, &request, get, &got, PATIENCE_US),
+                     0);
+        cr_assert(got.items == 1 && got.ends == 1);
+        cr_assert_eq(tokenizes ? got.n_ids : got.n_vector, 3);
+        cr_assert_eq(fake.note, tokenizes ? WIRE_TOKENIZE : WIRE_EMBED);
+        cr_assert_eq(stats_of(pool).failovers, 2);
+        hearth_pool_free(pool);
+        fake_stop(&fake);
+    }
+}
+
+Test(pool, an_empty_text_has_ids_too)
+{
+    struct fake fake;
+    int done = 0;
+    fake_start(&fake, fake_serve_done);
+    struct hearth_pool *pool = must_open(&fake, 0, 1, 0);
+    cr_assert_eq(hearth_pool_tokenize(pool, "m", "", 0, count_done, &done, PATIENCE_US), 0);
+    cr_assert_eq(done, 1);
+    hearth_pool_free(pool);
+    fake_stop(&fake);
+}
+
+Test(pool, a_chat_goes_on_where_it_broke_off)
+{
+    static const struct turn with[] = {{.tell = 10, .print = "one"}, {.tell = -1, .print = "one"}};
+    struct hearth_message_part message = {"user", "Tell"};
+    struct hearth_generate request = HEARTH_GENERATE_INIT;
+    struct heard heard = {0};
+    struct fake fake;
+    turns = with;
+    n_turns = 2;
+    fake_start(&fake, serve_turns);
+    struct hearth_pool *pool = must_open(&fake, 0, 1, 0);
+    cr_assert_eq(hearth_pool_chat(pool, &request, hear, &heard, PATIENCE_US), -EINVAL);
+    request.messages = &message;
+    request.n_messages = 1;
+    cr_assert_eq(hearth_pool_chat(pool, &request, hear, &heard, PATIENCE_US), 0);
+    cr_assert_str_eq(heard.text, story);
+    cr_assert_eq(stats_of(pool).failovers, 1);
+    hearth_pool_free(pool);
+    fake_stop(&fake);
+}
+
+/* ---- cancelling ---- */
+
+/* Tells a piece, and the rest when it is told to stop; the note is 1 from the piece on. */
+static void serve_piece(struct fake *fake, int fd)
+{
+    _cleanup_frame_ struct fake_frame frame = {0};
+    if (!fake_hello(fd))
+        return;
+    while (fake_next(fd, &frame)) {
+        struct wire_buffer out = {0};
+        uint64_t id = frame.header.id;
+        bool stops = frame.header.type == WIRE_CANCEL;
+        fake_put_tokens(&out, id, "piece");
+        if (stops || frame.header.type == WIRE_NULL)
+            fake_put_done(&out, id, "cancelled");
+        atomic_fetch_add(&fake->seen, stops);
+        if (!fake_send(fd, &out))
+            return;
+        atomic_store(&fake->note, 1);
+    }
+}
+
+struct canceller {
+    struct hearth_pool *pool;
+    int replies, cancelled, result;
+    bool itself; /* in its callback */
+    pthread_t thread;
+};
+
+static void cancel_in_callback(void *userdata, const struct hearth_reply *reply)
+{
+    struct canceller *canceller = userdata;
+    (void)reply;
+    canceller->replies++;
+    if (canceller->itself)
+        canceller->cancelled += hearth_pool_cancel(canceller->pool, canceller);
+}
+
+static void *complete_until_cancelled(void *userdata)
+{
+    struct canceller *canceller = userdata;
+    struct hearth_generate request = HEARTH_GENERATE_INIT;
+    request.prompt = "Tell";
+    canceller->result =
+        hearth_pool_complete(canceller->pool, &request, cancel_in_callback, canceller, UINT64_MAX);
+    return NULL;
+}
+
+static void expect_cancelled(struct hearth_pool *pool, const struct canceller *canceller)
+{
+    char message[HEARTH_MESSAGE_BYTES];
+    cr_assert_eq(canceller->result, -ECANCELED);
+    hearth_pool_get_message(pool, message);
+    cr_assert_str_eq(message, "the request was cancelled");
+    cr_assert_eq(hearth_pool_cancel(pool, canceller), 0, "there is none any more");
+    cr_assert_eq(stats_of(pool).timeouts, 0);
+}
+
+Test(pool, a_callback_can_cancel_its_own_call_and_the_connection_stays)
+{
+    struct fake fake;
+    fake_start(&fake, serve_piece);
+    struct hearth_pool *pool = must_open(&fake, 0, 1, 0);
+    struct canceller canceller = {.pool = pool, .itself = true};
+    complete_until_cancelled(&canceller);
+    expect_cancelled(pool, &canceller);
+    cr_assert(canceller.replies == 1 && canceller.cancelled == 1, "nothing comes after it");
+    cr_assert_eq(fake.seen, 1, "the daemon was told");
+    struct hearth *h = must_acquire(pool);
+    use_once(h);
+    hearth_pool_release(pool, h);
+    struct hearth_pool_stats stats = stats_of(pool);
+    cr_assert(stats.created == 1 && stats.reused == 1 && stats.failovers == 0);
+    hearth_pool_free(pool);
+    fake_stop(&fake);
+}
+
+Test(pool, another_thread_can_cancel_a_call_that_waits_for_the_daemon)
+{
+    struct fake fake;
+    fake_start(&fake, serve_piece);
+    struct hearth_pool *pool = must_open(&fake, 0, 1, 0);
+    struct canceller canceller = {.pool = pool};
+    pthread_create(&canceller.thread, NULL, complete_until_cancelled, &canceller);
+    while (atomic_load(&fake.note) == 0)
+        usleep(500);
+    cr_assert_eq(hearth_pool_cancel(pool, NULL), 0, "somebody else's");
+    cr_assert_eq(hearth_pool_cancel(pool, &canceller), 1);
+    pthread_join(canceller.thread, NULL);
+    expect_cancelled(pool, &canceller);
+    struct hearth_pool_stats stats = stats_of(pool);
+    cr_assert(stats.open == 0 && stats.closed_broken == 1 && stats.failovers == 0);
+    hearth_pool_free(pool);
+    fake_stop(&fake);
+}
+
+Test(pool, a_call_that_waits_in_line_can_be_cancelled)
+{
+    struct fake fake;
+    fake_start(&fake, fake_serve_done);
+    struct hearth_pool *pool = must_open(&fake, 0, 1, 0);
+    struct hearth *h = must_acquire(pool);
+    struct canceller canceller = {.pool = pool};
+    pthread_create(&canceller.thread, NULL, complete_until_cancelled, &canceller);
+    while (stats_of(pool).waits == 0)
+        usleep(500);
+    cr_assert_eq(hearth_pool_cancel(pool, &canceller), 1);
+    pthread_join(canceller.thread, NULL);
+    expect_cancelled(pool, &canceller);
+    hearth_pool_release(pool, h);
+    cr_assert_eq(must_acquire(pool), h, "its place in line is gone");
+    hearth_pool_release(pool, h);
+    hearth_pool_free(pool);
+    fake_stop(&fake);
+}
+
+Test(pool, a_call_that_looks_for_a_missing_daemon_can_be_cancelled)
+{
+    struct fake fake;
+    struct test_clock clock = TEST_CLOCK_INIT; /* stands: the look has no end */
+    fake_start(&fake, serve_one);
+    struct hearth_pool *pool = must_open_in(&clock, &fake, 0, 1);
+    cr_assert_eq(tell_again(pool), 0);
+    fake_stop(&fake);
+    struct canceller canceller = {.pool = pool};
+    pthread_create(&canceller.thread, NULL, complete_until_cancelled, &canceller);
+    while (stats_of(pool).failed < 8) /* it pauses for longer and longer */
+        usleep(500);
+    cr_assert_eq(hearth_pool_cancel(pool, &canceller), 1);
+    pthread_join(canceller.thread, NULL);
+    expect_cancelled(pool, &canceller);
+    cr_assert_eq(canceller.replies, 0);
     hearth_pool_free(pool);
 }

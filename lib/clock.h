@@ -3,8 +3,8 @@
  * Hides whether time is real or virtual, so that batcher, residency and predictor run in tests and
  * simulations at any speed. Microseconds of a monotonic clock; only differences mean something.
  * Thread: any (a virtual clock belongs to its test). */
-#ifndef HEARTH_DAEMON_CLOCK_H
-#define HEARTH_DAEMON_CLOCK_H
+#ifndef HEARTH_LIB_CLOCK_H
+#define HEARTH_LIB_CLOCK_H
 
 #include <stdint.h>
 #include <time.h>
