@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "daemon/clock.h"
+#include "lib/clock.h"
 #include "daemon/config.h"
 #include "daemon/metrics/metrics.h"
 #include "daemon/model/registry.h"
