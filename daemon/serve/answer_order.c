@@ -2,6 +2,8 @@
 
 #include <stdlib.h>
 
+#include "daemon/serve/generation.h"
+
 void answer_order_join(struct service *service, struct request *request)
 {
     struct peer *peer = request->peer;
@@ -66,8 +68,9 @@ bool answer_order_keep(struct service *service, struct request *request)
         return false;
     if (request->model) {
         request->fingerprint = request->model->fingerprint;
-        service_unuse_model(service, request);
+        generation_unuse_model(service, request);
     }
+    service_release_input(service, request);
     free(request->ids);
     request->ids = NULL;
     free(request->vector);
@@ -88,7 +91,7 @@ bool answer_order_settle(struct service *service)
         peer->line_due = false;
         while (peer->line_head && peer->line_head->stage == STAGE_ANSWERED) {
             /* Its leaving the line makes the peer due again where the next one has ended too. */
-            service_end(service, peer->line_head);
+            generation_end(service, peer->line_head);
         }
     }
     return any;

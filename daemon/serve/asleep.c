@@ -1,10 +1,11 @@
 #include "daemon/serve/asleep.h"
-#include "daemon/serve/waiting.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/serve/generation.h"
+#include "daemon/serve/waiting.h"
 #include "lib/cleanup.h"
 
 static void leave(struct service *service, struct request *request)
@@ -19,7 +20,7 @@ void asleep_end(struct service *service, struct request *request)
 {
     leave(service, request);
     request->ended_us = service_now_us(service);
-    service_end(service, request);
+    generation_end(service, request);
 }
 
 /* The text that may go. The request is the reactor's, and so is all of its stream. */
@@ -30,7 +31,7 @@ static void deliver(struct service *service, struct request *request)
 
     while ((n = stream_peek(&request->stream, &text)) > 0) {
         metrics_add(service->options.metrics, M_FRAMES_WAITED, 1);
-        service_text(service, request, text, n);
+        generation_text(service, request, text, n);
         stream_consume(&request->stream, n);
     }
 }
@@ -76,7 +77,7 @@ static void let_model_go(struct service *service, struct request *request)
     request->fingerprint = entry->fingerprint;
     if (!request->wanted_name)
         request_fail(request, CODE_NO_MEMORY, "no memory to keep a stream whose reader is away");
-    service_unuse_model(service, request);
+    generation_unuse_model(service, request);
 }
 
 void asleep_begin(struct service *service, struct request *request)
@@ -93,7 +94,7 @@ void asleep_begin(struct service *service, struct request *request)
     else if (request->cancelled && request->reason != END_ERROR)
         request->reason = END_CANCELLED;
     if (request->reason != END_CANCELLED)
-        service_count_ids(service, request); /* with those that were generated */
+        generation_count_ids(service, request); /* with those that were generated */
     if (request->reason == END_ERROR || request->reason == END_CANCELLED)
         asleep_end(service, request);
     else if (!atomic_load(&request->stream.parked))

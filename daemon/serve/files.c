@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "daemon/serve/orders.h"
 #include "daemon/serve/standing.h"
 #include "lib/cleanup.h"
 
@@ -82,5 +83,5 @@ void files_warm(struct service *service, struct peer *peer, uint64_t id,
         return;
     }
     entry->wanted = true;
-    question_follow(service, peer, id, entry, options);
+    order_follow(service, peer, id, entry, options);
 }

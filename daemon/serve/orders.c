@@ -1,14 +1,18 @@
-/* Orders about models that are carried out at once: `set`, and the rights that it and `unload`
- * need. */
+#include "daemon/serve/orders.h"
+
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/serve/files.h"
+#include "daemon/serve/questions.h"
 #include "daemon/serve/standing.h"
 #include "daemon/serve/waiting.h"
 #include "lib/cleanup.h"
 
 /* Longest order that waits for a look: a name, values and an identity. */
 #define ORDER_MAX_BYTES 4096u
+
+/* ---- those that wait for a look ---- */
 
 static bool may_wait(const struct service *service, const struct wire_header *header,
                      const struct request_options *options)
@@ -57,9 +61,104 @@ void order_again(struct service *service, struct request *request)
     service_dispatch(service, peer, type, id, &options);
 }
 
-bool order_may_unload(struct service *service, struct peer *peer, uint64_t id,
-                      const struct request_options *options, const struct model_entry *entry,
-                      uint32_t uid)
+void order_cancel(struct service *service, struct request *request)
+{
+    struct wire_buffer *out = reply_begin(request->peer, WIRE_DONE, request->key.id);
+
+    wire_put_text(out, TAG_REASON, "cancelled");
+    reply_end(request->peer);
+    service_remove_request(service, request);
+}
+
+/* ---- for a model ---- */
+
+struct model_entry *order_named_model(struct service *service, struct peer *peer, uint64_t id,
+                                      const struct request_options *options, uint32_t *ret_uid)
+{
+    struct refusal refusal;
+    struct model_entry *entry;
+
+    if (rights_acting_uid(peer, options, ret_uid, &refusal) < 0) {
+        reply_refusal(peer, id, &refusal);
+        return NULL;
+    }
+    if (!options->model[0]) {
+        refusal_set(&refusal, CODE_BAD_REQUEST, "model", "a model is needed");
+        reply_refusal(peer, id, &refusal);
+        return NULL;
+    }
+    entry = files_find_model(service, peer, options, options->model);
+    if (!entry)
+        reply_error(peer, id, CODE_NO_SUCH_MODEL,
+                    "there is no model %s; 'hearth models' lists those there are", options->model);
+    return entry;
+}
+
+static void follow_load(struct service *service, struct peer *peer, uint64_t id,
+                        struct model_entry *entry, const struct request_options *options)
+{
+    struct request *request = service_enter(service, peer, id, REQUEST_WARM);
+
+    if (!request)
+        return;
+    if (options->deadline_us)
+        request->job.deadline_us = request->received_us + options->deadline_us;
+    question_progress(request, entry);
+    waiting_begin(service, request, entry);
+}
+
+void order_follow(struct service *service, struct peer *peer, uint64_t id,
+                  struct model_entry *entry, const struct request_options *options)
+{
+    if (options->wait && entry->state != MODEL_READY) {
+        follow_load(service, peer, id, entry, options);
+        return;
+    }
+    question_reply_model(peer, id, entry); /* its name */
+    reply_done(peer, id);
+}
+
+void order_warm(struct service *service, struct peer *peer, uint64_t id,
+                const struct request_options *options)
+{
+    struct model_entry *entry;
+    uint32_t uid;
+    int r;
+
+    if (peer->file_fd >= 0) {
+        files_warm(service, peer, id, options);
+        return;
+    }
+    if (peer->file_refused) {
+        struct refusal refusal;
+        refusal_busy(&refusal, STANDING_RETRY_US,
+                     "the file was not taken: another one of this user is being read, or the "
+                     "daemon ends; wait for that");
+        service_refuse(service, peer, id, &refusal);
+        return;
+    }
+    entry = order_named_model(service, peer, id, options, &uid);
+    if (!entry)
+        return;
+    r = registry_want_for(service->registry, entry, LOAD_WARM, uid,
+                          rights_is_admin(service->rights, peer, options));
+    if (r < 0) {
+        reply_error(peer, id, entry->code, "%s", entry->error);
+        return;
+    }
+    entry->wanted = true;
+    if (r > 0 && options->wait)
+        follow_load(service, peer, id, entry, options);
+    else
+        reply_done(peer, id);
+}
+
+/* ---- against it, and what is set ---- */
+
+/* Whether the user may have it unloaded; if not, a refusal is sent. */
+static bool may_unload(struct service *service, struct peer *peer, uint64_t id,
+                       const struct request_options *options, const struct model_entry *entry,
+                       uint32_t uid)
 {
     const char *why = NULL;
 
@@ -77,16 +176,26 @@ bool order_may_unload(struct service *service, struct peer *peer, uint64_t id,
     return !why;
 }
 
-void order_unload(struct service *service, struct model_entry *entry)
+void order_unload(struct service *service, struct peer *peer, uint64_t id,
+                  const struct request_options *options)
 {
+    struct model_entry *entry;
+    uint32_t uid;
+
+    entry = order_named_model(service, peer, id, options, &uid);
+    if (!entry)
+        return;
+    if (!may_unload(service, peer, id, options, entry, uid))
+        return;
     registry_dismiss(service->registry, entry);
+    reply_done(peer, id);
 }
 
 void order_set(struct service *service, struct peer *peer, uint64_t id,
                const struct request_options *options)
 {
     uint32_t uid;
-    struct model_entry *entry = question_named_model(service, peer, id, options, &uid);
+    struct model_entry *entry = order_named_model(service, peer, id, options, &uid);
     bool admin = rights_is_admin(service->rights, peer, options);
 
     if (!entry)
@@ -96,7 +205,7 @@ void order_set(struct service *service, struct peer *peer, uint64_t id,
         return;
     }
     if (options->has_preload && !options->preload &&
-        !order_may_unload(service, peer, id, options, entry, uid))
+        !may_unload(service, peer, id, options, entry, uid))
         return;
     /* First what may fail, so that an error means that nothing was set. */
     if (options->has_preload && options->preload) {
@@ -111,6 +220,6 @@ void order_set(struct service *service, struct peer *peer, uint64_t id,
     if (options->has_keep_alive)
         registry_set_keep_alive(service->registry, entry, options->keep_alive_us);
     if (options->has_preload && !options->preload)
-        order_unload(service, entry);
+        registry_dismiss(service->registry, entry);
     reply_done(peer, id);
 }

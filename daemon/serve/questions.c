@@ -1,5 +1,5 @@
-/* Questions about models and state, and the requests that change residency: everything that is
- * answered from what the reactor knows. */
+#include "daemon/serve/questions.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -7,9 +7,6 @@
 #include <unistd.h>
 
 #include "daemon/serve/files.h"
-#include "daemon/serve/service_internal.h"
-#include "daemon/serve/standing.h"
-#include "daemon/serve/waiting.h"
 #include "lib/cleanup.h"
 
 /* Text made by `fn`, malloc'd; NULL when memory is out. */
@@ -85,7 +82,7 @@ void question_put_model(struct wire_buffer *out, uint64_t id, const struct model
     wire_end(out);
 }
 
-static void reply_model(struct peer *peer, uint64_t id, const struct model_entry *entry)
+void question_reply_model(struct peer *peer, uint64_t id, const struct model_entry *entry)
 {
     peer->tail = NULL;
     question_put_model(&peer->out, id, entry);
@@ -103,29 +100,13 @@ void question_models(struct service *service, struct peer *peer, uint64_t id,
             reply_error(peer, id, CODE_NO_SUCH_MODEL, "there is no model %s", options->model);
             return;
         }
-        reply_model(peer, id, entry);
+        question_reply_model(peer, id, entry);
     } else {
         for (entry = registry_first(service->registry); entry; entry = entry->hh.next)
             if (files_may_see(service, peer, options, entry))
-                reply_model(peer, id, entry);
+                question_reply_model(peer, id, entry);
     }
     reply_done(peer, id);
-}
-
-const char *service_state(const struct service *service)
-{
-    return service->draining ? "draining" : "running";
-}
-
-void service_write_summary(struct service *service, FILE *out)
-{
-    uint32_t ready = 0;
-
-    for (struct model_entry *e = registry_first(service->registry); e; e = e->hh.next)
-        ready += e->state == MODEL_READY;
-    fprintf(out, "%u of %zu models ready, %u connections, %u requests", ready,
-            registry_n_models(service->registry), admission_n_connections(service->admission),
-            service_n_requests(service));
 }
 
 static void write_status_info(struct service *service, FILE *out)
@@ -230,101 +211,5 @@ void question_metrics(struct service *service, struct peer *peer, uint64_t id,
             return;
         }
     }
-    reply_done(peer, id);
-}
-
-struct model_entry *question_named_model(struct service *service, struct peer *peer, uint64_t id,
-                                         const struct request_options *options, uint32_t *ret_uid)
-{
-    struct refusal refusal;
-    struct model_entry *entry;
-
-    if (rights_acting_uid(peer, options, ret_uid, &refusal) < 0) {
-        reply_refusal(peer, id, &refusal);
-        return NULL;
-    }
-    if (!options->model[0]) {
-        refusal_set(&refusal, CODE_BAD_REQUEST, "model", "a model is needed");
-        reply_refusal(peer, id, &refusal);
-        return NULL;
-    }
-    entry = files_find_model(service, peer, options, options->model);
-    if (!entry)
-        reply_error(peer, id, CODE_NO_SUCH_MODEL,
-                    "there is no model %s; 'hearth models' lists those there are", options->model);
-    return entry;
-}
-
-static void follow_load(struct service *service, struct peer *peer, uint64_t id,
-                        struct model_entry *entry, const struct request_options *options)
-{
-    struct request *request = service_enter(service, peer, id, REQUEST_WARM);
-
-    if (!request)
-        return;
-    if (options->deadline_us)
-        request->job.deadline_us = request->received_us + options->deadline_us;
-    question_progress(request, entry);
-    waiting_begin(service, request, entry);
-}
-
-void question_follow(struct service *service, struct peer *peer, uint64_t id,
-                     struct model_entry *entry, const struct request_options *options)
-{
-    if (options->wait && entry->state != MODEL_READY) {
-        follow_load(service, peer, id, entry, options);
-        return;
-    }
-    reply_model(peer, id, entry); /* its name */
-    reply_done(peer, id);
-}
-
-void question_warm(struct service *service, struct peer *peer, uint64_t id,
-                   const struct request_options *options)
-{
-    struct model_entry *entry;
-    uint32_t uid;
-    int r;
-
-    if (peer->file_fd >= 0) {
-        files_warm(service, peer, id, options);
-        return;
-    }
-    if (peer->file_refused) {
-        struct refusal refusal;
-        refusal_busy(&refusal, STANDING_RETRY_US,
-                     "the file was not taken: another one of this user is being read, or the "
-                     "daemon ends; wait for that");
-        service_refuse(service, peer, id, &refusal);
-        return;
-    }
-    entry = question_named_model(service, peer, id, options, &uid);
-    if (!entry)
-        return;
-    r = registry_want_for(service->registry, entry, LOAD_WARM, uid,
-                          rights_is_admin(service->rights, peer, options));
-    if (r < 0) {
-        reply_error(peer, id, entry->code, "%s", entry->error);
-        return;
-    }
-    entry->wanted = true;
-    if (r > 0 && options->wait)
-        follow_load(service, peer, id, entry, options);
-    else
-        reply_done(peer, id);
-}
-
-void question_unload(struct service *service, struct peer *peer, uint64_t id,
-                     const struct request_options *options)
-{
-    struct model_entry *entry;
-    uint32_t uid;
-
-    entry = question_named_model(service, peer, id, options, &uid);
-    if (!entry)
-        return;
-    if (!order_may_unload(service, peer, id, options, entry, uid))
-        return;
-    order_unload(service, entry);
     reply_done(peer, id);
 }

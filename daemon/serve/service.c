@@ -8,18 +8,14 @@
 #include <sys/random.h>
 
 #include "daemon/log.h"
+#include "daemon/serve/answer_order.h"
 #include "daemon/serve/asleep.h"
 #include "daemon/serve/events.h"
-#include "daemon/serve/files.h"
-#include "daemon/serve/service_internal.h"
+#include "daemon/serve/generation.h"
 #include "daemon/serve/standing.h"
-#include "daemon/serve/answer_order.h"
 #include "daemon/serve/values.h"
 #include "daemon/serve/waiting.h"
 #include "lib/cleanup.h"
-
-/* Texts up to this may be tokenized on the reactor: well below its bound of 0.2 ms a user. */
-#define TEXT_ON_REACTOR_BYTES 1024u
 
 /* How often loads are looked after and progress is told. */
 #define TICK_US 100000u
@@ -36,6 +32,14 @@ struct request *service_find_request(struct service *service, const struct peer 
 
     HASH_FIND(hh, service->requests, &key, sizeof(key), request);
     return request;
+}
+
+void service_refuse(struct service *service, struct peer *peer, uint64_t id,
+                    const struct refusal *refusal)
+{
+    if (refusal->code == CODE_BUSY)
+        events_busy(service->events, peer->uid, refusal->sentence);
+    reply_refusal(peer, id, refusal);
 }
 
 /* Among the live ones; NULL without memory. */
@@ -72,7 +76,6 @@ struct request *service_enter(struct service *service, struct peer *peer, uint64
     request->kind = kind;
     request->received_us = service_now_us(service);
     request->job.uid = peer->uid;
-    service->n_requests++;
     metrics_set(service->options.metrics, M_QUEUE, service_n_requests(service));
     request->peer_next = peer->requests;
     if (peer->requests)
@@ -99,26 +102,23 @@ static void leave_peer(struct service *service, struct request *request)
     request->peer = NULL;
 }
 
-static void release_input(struct service *service, struct request *request)
+void service_release_input(struct service *service, struct request *request)
 {
     if (request->input_bytes > 0)
         admission_release_input(service->admission, request->account, request->input_bytes);
     request->input_bytes = 0;
 }
 
-/* The client's side of it is over: its id is free. What the engine thread still knows stays. */
-static void retire(struct service *service, struct request *request)
+void service_retire(struct service *service, struct request *request)
 {
     HASH_DEL(service->requests, request);
-    service->n_requests--;
     metrics_set(service->options.metrics, M_QUEUE, service_n_requests(service));
     leave_peer(service, request);
-    release_input(service, request);
+    service_release_input(service, request);
     admission_leave(service->admission, request->account);
 }
 
-/* Frees it, now or with the last answer to messages that came too late for it. */
-static void release(struct request *request)
+void service_release(struct request *request)
 {
     if (request->messages_sent == request->messages_taken + request->late)
         request_free(request);
@@ -134,12 +134,13 @@ void service_remove_request(struct service *service, struct request *request)
         standing_leave(service, request);
     else if (request->stage == STAGE_ANSWERED)
         metrics_set(service->options.metrics, M_ANSWERS_KEPT, --service->n_kept);
-    retire(service, request);
-    release(request);
+    service_retire(service, request);
+    service_release(request);
 }
 
-/* ---- endings ---- */
+/* ---- what the registry tells ---- */
 
+/* What a stream that is continued elsewhere or later must find again. */
 static uint64_t fingerprint_of(const struct service *service, const struct model_entry *entry)
 {
     uint64_t parts[] = {entry->identity.size,
@@ -156,198 +157,6 @@ static uint64_t fingerprint_of(const struct service *service, const struct model
     for (; *variant; variant++)
         hash = (hash ^ (uint8_t)*variant) * 0x100000001b3u;
     return hash;
-}
-
-static void count_ending(struct service *service, const struct request *request)
-{
-    struct metrics *metrics = service->options.metrics;
-    uint64_t now = service_now_us(service);
-
-    metrics_add(metrics, request->reason == END_ERROR ? M_GENERATIONS_FAILED : M_GENERATIONS_DONE,
-                1);
-    metrics_add(metrics, M_CANCELLED, request->reason == END_CANCELLED);
-    metrics_observe_us(metrics, M_LATENCY, now - request->received_us);
-    if (request->first_token_us)
-        metrics_observe_us(metrics, M_FIRST_TOKEN, request->first_token_us - request->received_us);
-}
-
-static void reply_vector(const struct request *request)
-{
-    struct wire_buffer *out;
-
-    if (!request->peer || !request->vector || request->reason == END_ERROR)
-        return;
-    out = reply_begin(request->peer, WIRE_ITEM, request->key.id);
-    wire_put_bytes(out, TAG_VECTOR, request->vector, request->n_vector * sizeof(float));
-    reply_end(request->peer);
-}
-
-void service_unuse_model(struct service *service, struct request *request)
-{
-    struct model_entry *entry = request->model;
-    uint32_t n_generated = request->n_ids - request->n_prompt;
-
-    entry->tokens += n_generated - request->n_counted;
-    request->n_counted = n_generated;
-    request->model = NULL;
-    registry_unuse(service->registry, entry, request->job.uid, request->keep_alive_us);
-}
-
-/* The request has been with its model (registry_use() was called), or has none: tells how it ended,
- * now or when its turn comes. */
-void service_end(struct service *service, struct request *request)
-{
-    uint64_t fingerprint = request->model ? request->model->fingerprint : request->fingerprint;
-
-    if (request->stage == STAGE_ANSWERED)
-        metrics_set(service->options.metrics, M_ANSWERS_KEPT, --service->n_kept);
-    else if (request->kind == REQUEST_EMBED)
-        reply_vector(request);
-    release_input(service, request);
-    if (answer_order_keep(service, request))
-        return;
-    if (request->reason == END_ERROR && request->code == CODE_BUSY && request->sentence)
-        events_busy(service->events, request->job.uid, request->sentence);
-    reply_ended(request, service->options.kernels->name, fingerprint);
-    count_ending(service, request);
-    retire(service, request);
-    if (request->model)
-        service_unuse_model(service, request);
-    release(request);
-}
-
-static void reply_ids(const struct request *request)
-{
-    struct wire_buffer *out;
-
-    if (!request->peer || request->reason == END_ERROR)
-        return;
-    out = reply_begin(request->peer, WIRE_ITEM, request->key.id);
-    wire_put_bytes(out, TAG_IDS, request->ids, request->n_ids * sizeof(int32_t));
-    reply_end(request->peer);
-}
-
-/* Ends a request that never came to the engine. */
-static void end_unstarted(struct service *service, struct request *request)
-{
-    request->ended_us = service_now_us(service);
-    if (request->kind == REQUEST_TOKENIZE)
-        reply_ids(request);
-    service_end(service, request);
-}
-
-/* ---- on to the engine ---- */
-
-static bool check_ids(const struct service *service, struct request *request)
-{
-    const struct model_info *info = model_info(request->model->model);
-    (void)service;
-
-    if (request->n_prompt == 0)
-        request_fail(request, CODE_BAD_REQUEST, "the prompt has no tokens");
-    else if (request->n_prompt > info->context_tokens)
-        request_fail(request, CODE_CONTEXT_FULL,
-                     "the prompt has %u tokens and the context of %s is %u; shorten it",
-                     request->n_prompt, request->model->name, info->context_tokens);
-    for (uint32_t i = 0; i < request->n_prompt && request->reason != END_ERROR; i++)
-        if (request->ids[i] < 0 || (uint32_t)request->ids[i] >= info->n_vocab)
-            request_fail(request, CODE_BAD_REQUEST,
-                         "id %d is outside the vocabulary of %s, which has %u tokens",
-                         request->ids[i], request->model->name, info->n_vocab);
-    return request->reason != END_ERROR;
-}
-
-void service_count_ids(struct service *service, struct request *request)
-{
-    size_t bytes = request->ids_capacity * sizeof(*request->ids);
-    struct refusal refusal;
-
-    if (!request->ids ||
-        admission_resize_input(service->admission, request->account, &request->input_bytes, bytes))
-        return;
-    refusal_input(&refusal);
-    request_fail(request, refusal.code, "%s", refusal.sentence);
-}
-
-/* The ids are there, or a failure: on to the engine thread, or back to the client. */
-static void have_ids(struct service *service, struct request *request)
-{
-    if (request->expelled)
-        request_fail(request, CODE_SHUTTING_DOWN, "the daemon is shutting down");
-    service_count_ids(service, request);
-    if (request->cancelled && request->reason != END_ERROR)
-        request->reason = END_CANCELLED;
-    if (request->reason == END_ERROR || request->reason == END_CANCELLED || !request->peer ||
-        request->kind == REQUEST_TOKENIZE || !check_ids(service, request)) {
-        end_unstarted(service, request);
-        return;
-    }
-    request->stage = STAGE_ENGINE;
-    request->runner_model = request->model->attachment;
-    if (request->submitted_us == 0)
-        request->submitted_us = service_now_us(service);
-    if (runner_submit(service->runner, request) < 0) {
-        request_fail(request, CODE_BUSY, "the engine's queue is full; try again shortly");
-        end_unstarted(service, request);
-    }
-}
-
-static void on_tokenized(void *userdata, struct request *request)
-{
-    have_ids(userdata, request);
-}
-
-/* Short texts are tokenized at once, while the wake-up has time for its user's. */
-static bool tokenized_here(struct service *service, struct request *request)
-{
-    struct text_spent *spent = &request->account->text_spent;
-
-    if (request->text_bytes > TEXT_ON_REACTOR_BYTES)
-        return false;
-    if (!text_budget_allows(&service->text_budget, spent)) {
-        metrics_add(service->options.metrics, M_TEXTS_DEFERRED, 1);
-        return false;
-    }
-    request_tokenize(request, request->model->model, request->kind == REQUEST_TOKENIZE);
-    request->submitted_us = service_now_us(service);
-    text_budget_spend(&service->text_budget, spent, request->submitted_us - request->ready_us);
-    return true;
-}
-
-/* The model is ready. */
-void service_start(struct service *service, struct request *request)
-{
-    if (request->ready_us == 0) {
-        request->ready_us = service_now_us(service);
-        request->model->requests++; /* one that was asleep is none again */
-    }
-    registry_use(service->registry, request->model, request->job.uid);
-    request->stage = STAGE_TOKENIZING;
-    if (request->has_fingerprint && request->fingerprint != request->model->fingerprint) {
-        request->option = wire_tag_name(TAG_FINGERPRINT);
-        request_fail(
-            request, CODE_BAD_REQUEST,
-            "fingerprint: the model or the daemon has changed since, and what was streamed "
-            "before cannot be continued");
-        have_ids(service, request);
-    } else if (!request->text) {
-        have_ids(service, request);
-    } else if (tokenized_here(service, request)) {
-        have_ids(service, request);
-    } else if (text_thread_submit(service->text_thread, request) < 0) {
-        request_fail(request, CODE_BUSY, "too many texts wait to be tokenized; try again shortly");
-        have_ids(service, request);
-    }
-}
-
-/* ---- waiting for a model ---- */
-
-void service_refuse(struct service *service, struct peer *peer, uint64_t id,
-                    const struct refusal *refusal)
-{
-    if (refusal->code == CODE_BUSY)
-        events_busy(service->events, peer->uid, refusal->sentence);
-    reply_refusal(peer, id, refusal);
 }
 
 static void on_changed(void *userdata, struct model_entry *entry)
@@ -415,168 +224,13 @@ static void on_detach(void *userdata, struct model_entry *entry)
     (void)r;
 }
 
-/* Ends what runs on the model, or on all where it is NULL. */
-static void expel(struct service *service, const struct model_entry *entry)
-{
-    struct request *request, *next;
-
-    HASH_ITER (hh, service->requests, request, next) {
-        if (entry && request->model != entry)
-            continue;
-        /* What waits for the model's next load, stands or is answered runs on nothing. */
-        if (request->stage == STAGE_ENGINE && !request->expelled) {
-            request->expelled = true;
-            runner_cancel(service->runner, request, CODE_SHUTTING_DOWN);
-        } else if (request->stage == STAGE_TOKENIZING) {
-            request->expelled = true; /* have_ids() sees it */
-        } else if (request->stage == STAGE_ASLEEP) {
-            request_fail(request, CODE_SHUTTING_DOWN, "the daemon is shutting down");
-            asleep_end(service, request);
-        }
-    }
-}
-
 static void on_expel(void *userdata, struct model_entry *entry)
 {
     entry->deadline_us = UINT64_MAX; /* once */
-    expel(userdata, entry);
+    generation_expel(userdata, entry);
 }
 
-/* ---- admission of generations ---- */
-
-static int copy_input(struct service *service, struct request *request,
-                      const struct request_options *options, struct refusal *refusal)
-{
-    size_t bytes = options->ids ? 4 * options->n_ids : options->prompt_bytes;
-
-    if (!admission_resize_input(service->admission, request->account, &request->input_bytes, bytes))
-        return refusal_input(refusal);
-    if (options->ids) {
-        request->ids = malloc(MAX(bytes, (size_t)1));
-        if (request->ids && bytes > 0)
-            memcpy(request->ids, options->ids, bytes);
-        request->n_ids = request->n_prompt = request->ids_capacity = (uint32_t)options->n_ids;
-    } else {
-        request->text = malloc(MAX(bytes, (size_t)1));
-        if (request->text && bytes > 0)
-            memcpy(request->text, options->prompt, bytes);
-        request->text_bytes = bytes;
-    }
-    if (!request->ids && !request->text)
-        return refusal_set(refusal, CODE_NO_MEMORY, NULL, "no memory for the prompt");
-    return 0;
-}
-
-static uint64_t next_seed(struct service *service)
-{
-    /* splitmix64's increment and finaliser (Steele, Lea, Flood 2014). */
-    uint64_t z = service->seed_state += 0x9e3779b97f4a7c15u;
-
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-static int fill_request(struct service *service, struct request *request,
-                        const struct request_options *options, struct refusal *refusal)
-{
-    const struct config *config = service->options.config;
-    uint64_t credit = options->has_credit ? options->credit : config->streaming.credit;
-
-    request->params = options->params;
-    if (!options->has_seed)
-        request->params.seed = next_seed(service);
-    request->max_tokens = request->kind == REQUEST_EMBED ? 0 : options->max_tokens;
-    request->ignore_eos = options->ignore_eos;
-    request->keep_alive_us = options->keep_alive_us;
-    request->has_fingerprint = options->has_fingerprint;
-    request->fingerprint = options->fingerprint;
-    request->job.priority = options->priority;
-    if (options->deadline_us)
-        request->job.deadline_us = request->received_us + options->deadline_us;
-    if (options->stops.n > 0) {
-        request->stops = malloc(sizeof(*request->stops));
-        if (!request->stops)
-            return refusal_set(refusal, CODE_NO_MEMORY, NULL, "no memory for the request");
-        *request->stops = options->stops;
-    }
-    stream_init(&request->stream, credit, config->limits.stream_buffer,
-                !options->stream || !config->streaming.enabled, options->skip_bytes,
-                request->stops);
-    return copy_input(service, request, options, refusal);
-}
-
-static void generation(struct service *service, struct peer *peer, uint64_t id,
-                       enum request_kind kind, const struct request_options *options)
-{
-    const char *name = options->model[0] ? options->model : service->options.config->default_model;
-    struct model_entry *entry = files_find_model(service, peer, options, name);
-    struct refusal refusal;
-    struct request *request;
-
-    if (!options->prompt == !options->ids) {
-        refusal_set(&refusal, CODE_BAD_REQUEST, "prompt",
-                    "a prompt or ids are needed, one of the two");
-        reply_refusal(peer, id, &refusal);
-        return;
-    }
-    request = service_enter(service, peer, id, kind);
-    if (!request)
-        return;
-    answer_order_join(service, request);
-    metrics_add(service->options.metrics, M_GENERATIONS, 1);
-    if (fill_request(service, request, options, &refusal) < 0) {
-        service_refuse(service, peer, id, &refusal);
-        service_remove_request(service, request);
-    } else if (entry) {
-        waiting_want(service, request, entry);
-    } else {
-        waiting_look(service, request, name);
-    }
-}
-
-/* ---- notes to a live request ---- */
-
-static void cancel(struct service *service, struct request *request)
-{
-    if (request->cancelled)
-        return;
-    request->cancelled = true;
-    if (request->stage == STAGE_ENGINE) {
-        runner_cancel(service->runner, request, CODE_CANCELLED);
-    } else if (request->stage == STAGE_LOADING && !request_is_order(request->kind)) {
-        request->reason = END_CANCELLED;
-        waiting_end(service, request);
-    } else if (request->stage == STAGE_LOADING || request->stage == STAGE_STANDING) {
-        struct wire_buffer *out =
-            request->peer ? reply_begin(request->peer, WIRE_DONE, request->key.id) : NULL;
-        if (out) {
-            wire_put_text(out, TAG_REASON, "cancelled");
-            reply_end(request->peer);
-        }
-        service_remove_request(service, request);
-    } else if (request->stage == STAGE_ASLEEP) {
-        request->reason = END_CANCELLED;
-        asleep_end(service, request);
-    }
-    /* STAGE_TOKENIZING: have_ids() sees it */
-}
-
-/* Its parked stream was granted room. */
-static void unpark(struct service *service, struct request *request)
-{
-    if (request->stage == STAGE_ENGINE)
-        runner_unpark(service->runner, request);
-    else if (request->stage == STAGE_ASLEEP)
-        asleep_stir(service, request);
-}
-
-static void credit(struct service *service, struct request *request,
-                   const struct request_options *options)
-{
-    if (stream_grant(&request->stream, options->credit))
-        unpark(service, request);
-}
+/* ---- peers ---- */
 
 void service_peer_refused(struct service *service, uint32_t uid, const struct refusal *refusal)
 {
@@ -600,13 +254,7 @@ void service_peer_gone(struct service *service, struct peer *peer)
             continue;
         }
         leave_peer(service, request);
-        if (request->stage == STAGE_ASLEEP) {
-            cancel(service, request);
-            continue;
-        }
-        if (request->stage == STAGE_ENGINE && !request->cancelled)
-            runner_cancel(service->runner, request, CODE_CANCELLED);
-        request->cancelled = true;
+        generation_cancel(service, request);
     }
 }
 
@@ -618,146 +266,15 @@ void service_peer_drained(struct service *service, struct peer *peer)
         if (r->stage == STAGE_STANDING)
             standing_resume(service, r);
         else if (stream_delivered(&r->stream, 0, true))
-            unpark(service, r);
+            generation_unpark(service, r);
     }
-}
-
-/* ---- frames ---- */
-
-static bool only_on_main_socket(uint16_t type)
-{
-    return type == WIRE_COMPLETE || type == WIRE_CHAT || type == WIRE_EMBED ||
-           type == WIRE_TOKENIZE;
-}
-
-/* May begin a load, or waits for a look. */
-static bool loads(uint16_t type)
-{
-    return type == WIRE_WARM || type == WIRE_SET || type == WIRE_HOLD || type == WIRE_RELOAD;
-}
-
-void service_dispatch(struct service *service, struct peer *peer, uint16_t type, uint64_t id,
-                      const struct request_options *options)
-{
-    struct refusal refusal;
-    uint32_t uid;
-
-    if (rights_acting_uid(peer, options, &uid, &refusal) < 0) {
-        reply_refusal(peer, id, &refusal);
-        return;
-    }
-    if (peer->status_only && only_on_main_socket(type)) {
-        reply_error(peer, id, CODE_BAD_REQUEST, "%s is not taken on the status socket",
-                    wire_type_name(type));
-        return;
-    }
-    if (service->draining && (only_on_main_socket(type) || loads(type))) {
-        reply_error(peer, id, CODE_SHUTTING_DOWN, "the daemon is shutting down");
-        return;
-    }
-    switch (type) {
-    case WIRE_NULL:
-    case WIRE_PING: reply_done(peer, id); break;
-    case WIRE_COMPLETE: generation(service, peer, id, REQUEST_COMPLETE, options); break;
-    case WIRE_EMBED: generation(service, peer, id, REQUEST_EMBED, options); break;
-    case WIRE_TOKENIZE: generation(service, peer, id, REQUEST_TOKENIZE, options); break;
-    case WIRE_MODELS: question_models(service, peer, id, options); break;
-    case WIRE_WARM: question_warm(service, peer, id, options); break;
-    case WIRE_UNLOAD: question_unload(service, peer, id, options); break;
-    case WIRE_STATUS: question_status(service, peer, id); break;
-    case WIRE_METRICS: question_metrics(service, peer, id, options); break;
-    case WIRE_SET: order_set(service, peer, id, options); break;
-    case WIRE_HOLD: standing_hold(service, peer, id, options); break;
-    case WIRE_RELOAD: standing_reload(service, peer, id, options); break;
-    case WIRE_SUBSCRIBE: standing_subscribe(service, peer, id, options); break;
-    case WIRE_CHAT:
-        reply_error(peer, id, CODE_BAD_REQUEST, "%s is not in this version", wire_type_name(type));
-        break;
-    default: reply_error(peer, id, CODE_BAD_REQUEST, "frame type %u is not known", type); break;
-    }
-}
-
-static int malformed(struct refusal *refusal, const char *sentence)
-{
-    refusal_set(refusal, CODE_BAD_FRAME, NULL, "%s", sentence);
-    return -EBADMSG;
-}
-
-/* A note about a live request; about one that has ended it is not an error: they cross. */
-static int note_frame(struct service *service, struct peer *peer, const struct wire_header *header,
-                      const struct request_options *options)
-{
-    struct request *request = service_find_request(service, peer, header->id);
-
-    if (!request)
-        return 0;
-    if (header->type == WIRE_CANCEL)
-        cancel(service, request);
-    else
-        credit(service, request, options);
-    return 0;
-}
-
-int service_frame(struct service *service, struct peer *peer, const struct wire_header *header,
-                  const uint8_t *body, struct refusal *ret_refusal)
-{
-    struct request_options options;
-    int r;
-
-    if (header->id == 0)
-        return malformed(ret_refusal, "id 0 is the connection's own; a request has another");
-    if ((peer->file_fd >= 0 || peer->file_refused) &&
-        files_check(peer, header->type, ret_refusal) < 0)
-        return -EBADMSG;
-    if (header->type == WIRE_CANCEL || header->type == WIRE_CREDIT) {
-        r = admission_parse(header->type, body, header->body_len, &options, ret_refusal);
-        if (r == -EBADMSG)
-            return malformed(ret_refusal, "an option's length runs past its frame");
-        return r < 0 ? 0 : note_frame(service, peer, header, &options);
-    }
-    values_touch(service->values);
-    metrics_add(service->options.metrics, M_REQUESTS, 1);
-    metrics_add(service->options.metrics, M_REQUESTS_REUSED, peer->n_requests_ever > 0);
-    peer->n_requests_ever++;
-    if (peer->n_requests > 0 && service_find_request(service, peer, header->id))
-        return malformed(ret_refusal, "the id of a live request was used again");
-    if ((header->type == WIRE_NULL || header->type == WIRE_PING) && header->body_len == 0) {
-        reply_done(peer, header->id);
-        return 0;
-    }
-    r = admission_parse(header->type, body, header->body_len, &options, ret_refusal);
-    if (r == -EBADMSG)
-        return malformed(ret_refusal, "an option's length runs past its frame");
-    if (r < 0)
-        reply_refusal(peer, header->id, ret_refusal);
-    else if (!order_waits(service, peer, header, body, &options))
-        service_dispatch(service, peer, header->type, header->id, &options);
-    return 0;
 }
 
 /* ---- news from the other threads ---- */
 
-bool service_text(struct service *service, struct request *request, const char *text, size_t len)
-{
-    struct metrics *metrics = service->options.metrics;
-    struct peer *peer = request->peer;
-    bool room = true;
-
-    metrics_add(metrics, M_STREAM_BYTES, len);
-    if (peer) {
-        bool own =
-            reply_tokens(request, text, len, service->options.kernels->name,
-                         request->model ? request->model->fingerprint : request->fingerprint);
-        metrics_add(metrics, M_FRAMES, own);
-        room = peer_unsent(peer) < service->options.config->limits.stream_buffer;
-        peer->congested |= !room;
-    }
-    return stream_delivered(&request->stream, len, room);
-}
-
 static void on_text(struct service *service, struct request *request, const char *text, size_t len)
 {
-    if (service_text(service, request, text, len))
+    if (generation_text(service, request, text, len))
         runner_unpark(service->runner, request);
 }
 
@@ -765,7 +282,7 @@ static void on_late(struct request *request)
 {
     request->late++;
     if (request->over)
-        release(request);
+        service_release(request);
 }
 
 static void on_warmed(struct service *service, struct runner_model *rm)
@@ -806,7 +323,7 @@ static void dispatch_outbox(struct service *service)
         case RUNNER_TEXT:
             on_text(service, event->subject, batch->text + event->text_at, event->text_bytes);
             break;
-        case RUNNER_ENDED: service_end(service, event->subject); break;
+        case RUNNER_ENDED: generation_end(service, event->subject); break;
         case RUNNER_ASLEEP: asleep_begin(service, event->subject); break;
         case RUNNER_LATE: on_late(event->subject); break;
         case RUNNER_WARMED: on_warmed(service, event->subject); break;
@@ -822,7 +339,7 @@ static void dispatch_registry(struct service *service)
 
 static void dispatch_texts(struct service *service)
 {
-    text_thread_take(service->text_thread, on_tokenized, service);
+    text_thread_take(service->text_thread, generation_tokenized, service);
 }
 
 static void dispatch_values(struct service *service)
@@ -912,7 +429,7 @@ void service_drain(struct service *service)
 void service_expel_all(struct service *service)
 {
     standing_end(service, true);
-    expel(service, NULL);
+    generation_expel(service, NULL);
 }
 
 void service_wake(struct service *service)
@@ -927,12 +444,27 @@ bool service_settle(struct service *service)
 
 uint32_t service_n_requests(const struct service *service)
 {
-    return service->n_requests - service->n_standing;
+    return HASH_COUNT(service->requests) - service->n_standing;
 }
 
 bool service_shut_down(struct service *service)
 {
     return registry_shut_down(service->registry);
+}
+
+/* ---- what is said of it ---- */
+
+const char *service_state(const struct service *service)
+{
+    return service->draining ? "draining" : "running";
+}
+
+void service_write_summary(struct service *service, FILE *out)
+{
+    fprintf(out, "%" PRIu64 " of %zu models ready, %u connections, %u requests",
+            metrics_get(service->options.metrics, M_MODELS_READY),
+            registry_n_models(service->registry), admission_n_connections(service->admission),
+            service_n_requests(service));
 }
 
 /* ---- life ---- */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "daemon/serve/events.h"
+#include "daemon/serve/orders.h"
 #include "daemon/serve/values.h"
 
 /* Subscriptions of a user at once: to events, which share their memory, and to values, each of
@@ -84,7 +85,7 @@ void standing_hold(struct service *service, struct peer *peer, uint64_t id,
                    const struct request_options *options)
 {
     uint32_t uid;
-    struct model_entry *entry = question_named_model(service, peer, id, options, &uid);
+    struct model_entry *entry = order_named_model(service, peer, id, options, &uid);
     bool admin = rights_is_admin(service->rights, peer, options);
     struct request *request;
     struct fault fault;

@@ -8,6 +8,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "daemon/serve/questions.h"
 #include "daemon/serve/reply.h"
 #include "daemon/serve/service_internal.h"
 #include "lib/cleanup.h"

@@ -4,6 +4,9 @@
 #include <string.h>
 
 #include "daemon/serve/asleep.h"
+#include "daemon/serve/generation.h"
+#include "daemon/serve/orders.h"
+#include "daemon/serve/questions.h"
 #include "daemon/serve/standing.h"
 #include "lib/cleanup.h"
 
@@ -82,7 +85,7 @@ void waiting_end(struct service *service, struct request *request)
     request->stage = STAGE_NEW;
     request->model = NULL;
     request->ended_us = service_now_us(service);
-    service_end(service, request);
+    generation_end(service, request);
 }
 
 void waiting_refuse(struct service *service, struct request *request, enum wire_code code,
@@ -110,7 +113,7 @@ void waiting_bring(struct service *service, struct request *request, struct mode
     }
     if (r == 0) {
         request->model = entry;
-        service_start(service, request);
+        generation_start(service, request);
         return;
     }
     waiting_begin(service, request, entry);
@@ -161,7 +164,7 @@ void waiting_ready(struct service *service, struct model_entry *entry)
             continue;
         }
         waiting_leave(service, request);
-        service_start(service, request);
+        generation_start(service, request);
     }
 }
 
