@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "lib/cleanup.h"
+#include "lib/news.h"
 
 /* A line, or where `text` is NULL `lost` events that nobody has. */
 struct event {
@@ -16,7 +17,7 @@ struct event {
 
 struct events {
     uint64_t next; /* number of the event that comes next */
-    struct event ring[EVENTS_KEPT];
+    struct event ring[NEWS_EVENTS_KEPT];
 };
 
 int events_new(struct events **ret_events)
@@ -33,7 +34,7 @@ struct events *events_free(struct events *events)
 {
     if (!events)
         return NULL;
-    for (size_t i = 0; i < EVENTS_KEPT; i++)
+    for (size_t i = 0; i < NEWS_EVENTS_KEPT; i++)
         free(events->ring[i].text);
     free(events);
     return NULL;
@@ -41,7 +42,7 @@ struct events *events_free(struct events *events)
 
 static void push(struct events *events, char *text, uint64_t lost)
 {
-    struct event *event = &events->ring[events->next++ % EVENTS_KEPT];
+    struct event *event = &events->ring[events->next++ % NEWS_EVENTS_KEPT];
 
     free(event->text);
     *event = (struct event){text, lost};
@@ -122,12 +123,12 @@ static void give_rest(struct events_reader *reader, char *ret_text, size_t size,
 /* Takes what is lost at the reader's place into its account. */
 static void skip_lost(const struct events *events, struct events_reader *reader)
 {
-    if (events->next - reader->at > EVENTS_KEPT) {
-        reader->lost += events->next - EVENTS_KEPT - reader->at;
-        reader->at = events->next - EVENTS_KEPT;
+    if (events->next - reader->at > NEWS_EVENTS_KEPT) {
+        reader->lost += events->next - NEWS_EVENTS_KEPT - reader->at;
+        reader->at = events->next - NEWS_EVENTS_KEPT;
     }
-    while (reader->at < events->next && !events->ring[reader->at % EVENTS_KEPT].text)
-        reader->lost += events->ring[reader->at++ % EVENTS_KEPT].lost;
+    while (reader->at < events->next && !events->ring[reader->at % NEWS_EVENTS_KEPT].text)
+        reader->lost += events->ring[reader->at++ % NEWS_EVENTS_KEPT].lost;
 }
 
 /* A line that would be cut comes with the next read, unless it is the first of this one. */
@@ -146,10 +147,10 @@ int events_read(const struct events *events, struct events_reader *reader, char 
         give_rest(reader, ret_text, size, &used);
     skip_lost(events, reader);
     while (r == 0 && used < size && !reader->rest && (reader->lost || reader->at < events->next)) {
-        const char *line = events->ring[reader->at % EVENTS_KEPT].text;
+        const char *line = events->ring[reader->at % NEWS_EVENTS_KEPT].text;
         char lost[64];
         if (reader->lost) {
-            snprintf(lost, sizeof(lost), EVENTS_LOST_FORMAT, reader->lost);
+            snprintf(lost, sizeof(lost), NEWS_LOST_FORMAT "\n", reader->lost);
             line = lost;
         }
         if (!fits(strlen(line), used, size))

@@ -14,11 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Events kept, as many as the daemon keeps for a slow reader; a longer line counts as lost. */
-#define EVENTS_KEPT           1024u
+/* A longer line counts as lost. */
 #define EVENTS_LINE_BYTES_MAX 4096u
-/* What a reader gets in place of events it has missed, worded as the daemon words it. */
-#define EVENTS_LOST_FORMAT "{\"event\":\"lost\",\"count\":%" PRIu64 "}\n"
 
 struct events;
 

@@ -131,17 +131,12 @@ static void on_ping_reply(void *userdata, const struct hearth_reply *reply)
 
 static int ask_part(struct link *link, enum mirror_part part)
 {
-    static const char *const sections[_MIRROR_PART_MAX] = {
-        [MIRROR_PROMETHEUS] = "prometheus", [MIRROR_POOL] = "pool",
-        [MIRROR_BATCHER] = "batcher",       [MIRROR_STREAMING] = "streaming",
-        [MIRROR_LOADER] = "loader",
-    };
     struct part_slot *slot = &link->slots[part];
 
     switch (part) {
     case MIRROR_STATUS: return hearth_status(link->hearth, on_part_reply, slot, NULL);
     case MIRROR_MODELS: return hearth_models(link->hearth, NULL, on_part_reply, slot, NULL);
-    default: return hearth_metrics(link->hearth, sections[part], on_part_reply, slot, NULL);
+    default: return hearth_metrics(link->hearth, mirror_section(part), on_part_reply, slot, NULL);
     }
 }
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "lib/cleanup.h"
+#include "lib/news.h"
 
 enum phase { APART, CONNECTING, CONNECTED };
 
@@ -400,17 +401,23 @@ static void push_model(struct mirror *mirror, const struct hearth_reply *reply)
         model_fill(model, reply);
 }
 
+const char *mirror_section(enum mirror_part part)
+{
+    static const char *const sections[_MIRROR_PART_MAX] = {
+        [MIRROR_PROMETHEUS] = NEWS_PROMETHEUS, [MIRROR_POOL] = NEWS_POOL,
+        [MIRROR_BATCHER] = NEWS_BATCHER,       [MIRROR_STREAMING] = NEWS_STREAMING,
+        [MIRROR_LOADER] = NEWS_LOADER,
+    };
+    return sections[part];
+}
+
 static void push_text(struct mirror *mirror, const struct hearth_reply *reply)
 {
-    static const char *const names[_MIRROR_PART_MAX] = {
-        [MIRROR_PROMETHEUS] = "prometheus", [MIRROR_POOL] = "pool",
-        [MIRROR_BATCHER] = "batcher",       [MIRROR_STREAMING] = "streaming",
-        [MIRROR_LOADER] = "loader",
-    };
-
-    for (int part = 0; part < _MIRROR_PART_MAX; part++)
-        if (names[part] && strcmp(names[part], reply->name) == 0)
+    for (int part = 0; part < _MIRROR_PART_MAX; part++) {
+        const char *section = mirror_section(part);
+        if (section && strcmp(section, reply->name) == 0)
             take_item(mirror, part, reply);
+    }
 }
 
 static void push_begins(struct mirror *mirror, bool full, uint64_t now_us)

@@ -49,6 +49,9 @@ enum mirror_part {
     _MIRROR_PART_MAX,
 };
 
+/* The section (lib/news.h) that the part is told in; NULL: it is none. */
+const char *mirror_section(enum mirror_part part);
+
 enum mirror_action {
     MIRROR_NOTHING,
     MIRROR_CONNECT,

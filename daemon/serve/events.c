@@ -9,6 +9,7 @@
 
 #include "daemon/serve/reply.h"
 #include "lib/cleanup.h"
+#include "lib/news.h"
 
 /* Part of a connection's unsent output that events fill; the rest is for answers. */
 #define ROOM_PART 4u
@@ -23,11 +24,11 @@ struct events {
     const struct clock *clock;
     uint64_t room_bytes;
     struct event_reader *readers;
-    char *ring[EVENTS_KEPT]; /* by number % EVENTS_KEPT; NULL: memory was out */
-    uint64_t n;              /* numbers given out: the next event's */
-    uint64_t busy_told_us;   /* when `busy` was last told; 0: never */
-    uint64_t busy_held;      /* refusals since then */
-    uint32_t busy_uid;       /* of the last of them */
+    char *ring[NEWS_EVENTS_KEPT]; /* by number % NEWS_EVENTS_KEPT; NULL: memory was out */
+    uint64_t n;                   /* numbers given out: the next event's */
+    uint64_t busy_told_us;        /* when `busy` was last told; 0: never */
+    uint64_t busy_held;           /* refusals since then */
+    uint32_t busy_uid;            /* of the last of them */
     char busy_sentence[FAULT_TEXT_BYTES];
 };
 
@@ -45,7 +46,7 @@ int events_new(const struct clock *clock, uint64_t room_bytes, struct events **r
 
 static void forget_all(struct events *events)
 {
-    for (uint32_t i = 0; i < EVENTS_KEPT; i++) {
+    for (uint32_t i = 0; i < NEWS_EVENTS_KEPT; i++) {
         free(events->ring[i]);
         events->ring[i] = NULL;
     }
@@ -113,7 +114,7 @@ static void send_line(struct request *request, const char *line, uint64_t lost)
 
 static uint64_t oldest_kept(const struct events *events)
 {
-    return events->n > EVENTS_KEPT ? events->n - EVENTS_KEPT : 0;
+    return events->n > NEWS_EVENTS_KEPT ? events->n - NEWS_EVENTS_KEPT : 0;
 }
 
 static void tell_lost(struct events *events, struct event_reader *reader)
@@ -121,7 +122,7 @@ static void tell_lost(struct events *events, struct event_reader *reader)
     uint64_t lost = oldest_kept(events) - reader->at;
     char line[64];
 
-    snprintf(line, sizeof(line), "{\"event\":\"lost\",\"count\":%" PRIu64 "}", lost);
+    snprintf(line, sizeof(line), NEWS_LOST_FORMAT, lost);
     reader->at += lost;
     send_line(reader->request, line, lost);
 }
@@ -136,7 +137,7 @@ static void feed(struct events *events, struct event_reader *reader)
             tell_lost(events, reader);
             continue;
         }
-        const char *line = events->ring[reader->at++ % EVENTS_KEPT];
+        const char *line = events->ring[reader->at++ % NEWS_EVENTS_KEPT];
         if (line)
             send_line(reader->request, line, 0);
     }
@@ -147,7 +148,7 @@ static void feed(struct events *events, struct event_reader *reader)
 /* Puts the line that `out` has made (closed here) into the ring. */
 static void add(struct events *events, FILE *out, char **line)
 {
-    char **place = &events->ring[events->n % EVENTS_KEPT];
+    char **place = &events->ring[events->n % NEWS_EVENTS_KEPT];
 
     fputc('}', out);
     free(*place);

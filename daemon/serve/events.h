@@ -1,6 +1,6 @@
 /* Events: what happens to models and to the daemon, told to those who subscribed.
  *
- * An event is a JSON object on one line. The last EVENTS_KEPT of them are kept in a ring, and each
+ * An event is a JSON object on one line. The last NEWS_EVENTS_KEPT of them are kept in a ring, and each
  * reader is a place in it, so a slow one costs no memory of its own: one that has fallen behind by
  * more gets a single `lost` with the number and goes on with the oldest kept. While nobody reads,
  * nothing is written and nothing kept. No text of a prompt or an answer ever gets here.
@@ -15,7 +15,6 @@
 #include "daemon/model/registry.h"
 #include "daemon/serve/request.h"
 
-#define EVENTS_KEPT 1024u
 /* Refusals with `busy` are told at most so often, with their number. */
 #define EVENTS_BUSY_US 1000000u
 

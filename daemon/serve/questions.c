@@ -8,6 +8,7 @@
 
 #include "daemon/serve/files.h"
 #include "lib/cleanup.h"
+#include "lib/news.h"
 
 /* Text made by `fn`, malloc'd; NULL when memory is out. */
 static char *text_of(void (*fn)(const struct model_entry *entry, FILE *out),
@@ -159,7 +160,7 @@ static int section_text(struct service *service, const char *name, char **ret_te
 
     if (!out)
         return -ENOMEM;
-    if (strcmp(name, "prometheus") == 0) {
+    if (strcmp(name, NEWS_PROMETHEUS) == 0) {
         metrics_write_prometheus(metrics, out);
         registry_write_prometheus(service->registry, out);
     } else {
@@ -189,7 +190,7 @@ void question_put_section(struct service *service, struct wire_buffer *out, uint
 void question_metrics(struct service *service, struct peer *peer, uint64_t id,
                       const struct request_options *options)
 {
-    static const char *const sections[] = {"pool", "batcher", "streaming", "loader"};
+    static const char *const sections[] = {NEWS_FLAT_SECTIONS};
     const char *const *names = sections;
     const char *one = options->name;
     size_t n = ELEMENTSOF(sections);

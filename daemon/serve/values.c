@@ -12,11 +12,12 @@
 #include "daemon/serve/reply.h"
 #include "daemon/serve/service_internal.h"
 #include "lib/cleanup.h"
+#include "lib/news.h"
 
 /* A reader with more than this part of limits.stream_buffer unsent is passed over. */
 #define ROOM_PART 4u
 
-static const char *const sections[] = {"pool", "batcher", "streaming", "loader", "prometheus"};
+static const char *const sections[] = {NEWS_FLAT_SECTIONS, NEWS_PROMETHEUS};
 
 /* What was said of a model last. */
 struct said {

@@ -7,6 +7,7 @@
 
 #include "fs/events.h"
 #include "lib/cleanup.h"
+#include "lib/news.h"
 
 static struct events *events;
 static struct events_reader reader;
@@ -28,7 +29,7 @@ TestSuite(events, .init = setup, .fini = teardown);
 /* What one read of `size` bytes gives. */
 static const char *take(struct events_reader *who, size_t size)
 {
-    static char text[EVENTS_KEPT * 64];
+    static char text[NEWS_EVENTS_KEPT * 64];
     size_t bytes = 77;
 
     cr_assert(size < sizeof(text));
@@ -90,9 +91,9 @@ Test(events, a_part_is_followed_by_its_rest_whatever_comes_meanwhile)
 
     events_push(events, "0123456789");
     cr_assert_str_eq(take(&reader, 4), "0123");
-    for (unsigned i = 0; i < EVENTS_KEPT + 5; i++)
+    for (unsigned i = 0; i < NEWS_EVENTS_KEPT + 5; i++)
         events_push(events, "x");
-    snprintf(lost, sizeof(lost), "456789\n" EVENTS_LOST_FORMAT "x\n", (uint64_t)5);
+    snprintf(lost, sizeof(lost), "456789\n" NEWS_LOST_FORMAT "\nx\n", (uint64_t)5);
     cr_assert_str_eq(take(&reader, strlen(lost)), lost);
 }
 
@@ -100,12 +101,12 @@ Test(events, who_is_overtaken_is_told_how_many_he_missed)
 {
     char lost[64];
 
-    for (unsigned i = 0; i < EVENTS_KEPT; i++)
+    for (unsigned i = 0; i < NEWS_EVENTS_KEPT; i++)
         events_push(events, "old");
     cr_assert(strncmp(take(&reader, 8), "old\nold\n", 8) == 0, "so many are kept");
-    for (unsigned i = 0; i < EVENTS_KEPT + 10; i++)
+    for (unsigned i = 0; i < NEWS_EVENTS_KEPT + 10; i++)
         events_push(events, "new");
-    snprintf(lost, sizeof(lost), EVENTS_LOST_FORMAT, (uint64_t)(EVENTS_KEPT - 2 + 10));
+    snprintf(lost, sizeof(lost), NEWS_LOST_FORMAT "\n", (uint64_t)(NEWS_EVENTS_KEPT - 2 + 10));
     cr_assert_str_eq(take(&reader, strlen(lost)), lost);
     cr_assert_str_eq(take(&reader, 4), "new\n");
 }
@@ -118,11 +119,11 @@ Test(events, what_the_daemon_left_out_is_told_in_its_place)
     events_push_lost(events, 7);
     events_push_lost(events, 2);
     events_push(events, "b");
-    snprintf(text, sizeof(text), "a\n" EVENTS_LOST_FORMAT "b\n", (uint64_t)9);
+    snprintf(text, sizeof(text), "a\n" NEWS_LOST_FORMAT "\nb\n", (uint64_t)9);
     cr_assert_str_eq(take(&reader, 200), text);
     events_push_lost(events, 1);
     cr_assert(events_pending(events, &reader));
-    snprintf(text, sizeof(text), EVENTS_LOST_FORMAT, (uint64_t)1);
+    snprintf(text, sizeof(text), NEWS_LOST_FORMAT "\n", (uint64_t)1);
     cr_assert_str_eq(take(&reader, 200), text);
 }
 
@@ -138,7 +139,7 @@ Test(events, lines_of_hostile_sizes_count_as_lost)
     events_push(events, NULL);
     events_push(events, "\n");
     events_push(events, "one\ntwo");
-    snprintf(text, sizeof(text), EVENTS_LOST_FORMAT "one\n", (uint64_t)4);
+    snprintf(text, sizeof(text), NEWS_LOST_FORMAT "\none\n", (uint64_t)4);
     cr_assert_str_eq(take(&reader, 200), text);
 }
 

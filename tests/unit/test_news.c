@@ -7,6 +7,7 @@
 #include "daemon/serve/events.h"
 #include "daemon/serve/peer.h"
 #include "lib/cleanup.h"
+#include "lib/news.h"
 
 #define ROOM_BYTES (1u << 16)
 
@@ -263,9 +264,9 @@ static uint64_t lost_after(uint32_t n)
 Test(news, who_is_more_than_1024_behind_is_told_once_how_many_are_lost)
 {
     cr_assert_eq(lost_after(1), 0);
-    cr_assert_eq(lost_after(EVENTS_KEPT), 0);
-    cr_assert_eq(lost_after(EVENTS_KEPT + 1), 1);
-    cr_assert_eq(lost_after(3 * EVENTS_KEPT + 5), 2 * EVENTS_KEPT + 5);
+    cr_assert_eq(lost_after(NEWS_EVENTS_KEPT), 0);
+    cr_assert_eq(lost_after(NEWS_EVENTS_KEPT + 1), 1);
+    cr_assert_eq(lost_after(3 * NEWS_EVENTS_KEPT + 5), 2 * NEWS_EVENTS_KEPT + 5);
 }
 
 Test(news, readers_come_and_go_in_any_order)
