@@ -288,6 +288,8 @@ void connection_refuse(struct connection *c, uint64_t id, const struct refusal *
                                    .has_uid = 1},
               "connection %llu of uid %u is closed: %s", (unsigned long long)c->peer.number,
               c->peer.uid, refusal->sentence);
+    if (c->phase == PHASE_MAGIC) /* else it has been said */
+        wire_append(&c->peer.out, WIRE_MAGIC, WIRE_MAGIC_BYTES);
     service_refuse(c->owner->options.service, &c->peer, id, refusal);
     connection_end(c);
 }
