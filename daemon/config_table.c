@@ -191,6 +191,9 @@ bool config_section_known(const char *path)
 
 /* ---- the nearest known key ---- */
 
+/* Fewer of a word's bytes are no beginning to guess from. */
+#define BEGUN_BYTES 4u
+
 #define NEAREST_BYTES 64 /* of a path that is compared; what is beyond counts as different */
 
 /* Edits (insert, delete, replace, swap neighbours) that lead from a to b. */
@@ -224,10 +227,19 @@ static const char *last_part(const char *path)
     return dot ? dot + 1 : path;
 }
 
+/* A known word that was begun and not finished is one edit away. */
+static size_t word_distance(const char *word, const char *known)
+{
+    size_t len = strlen(word);
+
+    return len >= BEGUN_BYTES && strncmp(word, known, len) == 0 ? known[len] != 0
+                                                                : edits(word, known);
+}
+
 /* The right word in the wrong section is one edit away. */
 static size_t path_distance(const char *path, const char *known)
 {
-    return MIN(edits(path, known), edits(last_part(path), last_part(known)) + 1);
+    return MIN(word_distance(path, known), word_distance(last_part(path), last_part(known)) + 1);
 }
 
 const char *config_key_nearest(const char *path)

@@ -278,8 +278,11 @@ int server_run(struct server *server)
         send_all(server);
         settle_listeners(server);
         n = epoll_wait(server->epoll_fd, events, EVENT_BATCH, wait_ms(server, due_us));
-        if (n < 0 && errno != EINTR)
-            return -errno;
+        if (n < 0 && errno != EINTR) {
+            int r = -errno;
+            log_error("cannot wait for events: %s", strerror(-r));
+            return r;
+        }
         service_wake(server->service);
         for (int i = 0; i < n; i++) {
             if (is_source(server, events[i].data.ptr)) {

@@ -2,9 +2,11 @@
 import contextlib
 import os
 import signal
+import socket
+import subprocess
 from pathlib import Path
 
-from lib.harness import ROOT, expect, test
+from lib.harness import ROOT, Daemon, expect, listening, program, test, wait_for
 
 
 @test
@@ -104,3 +106,43 @@ def verbose_logs_connections_that_come_and_go(t):
         d.stop()
         for line in lines:
             expect(d.log().count(f"{line}\n") == wanted, f"{line}: {d.log()}")
+
+
+@test
+def with_few_descriptors_it_says_so_and_serves(t):
+    t.need_program("prlimit")
+    process = t.start("prlimit", "--nofile=64:64", program("hearthd"), "--socket", t.dir / "s",
+                      "--models", t.dir, "--state-dir", t.dir, stderr=subprocess.PIPE)
+    wait_for(lambda: listening(t.dir / "s.status"), "the sockets")
+    out = t.run("hearth", "run", "--socket", t.dir / "s", "--max-tokens", 3, "ember", "Once").out
+    expect(out != "", "no answer")
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=20)[1].decode()
+    expect(process.returncode == 0 and "only 64 file descriptors are allowed" in said
+           and "LimitNOFILE" in said, said)
+
+
+@test
+def a_service_manager_may_listen_on_an_abstract_name(t):
+    name = f"hearth-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
+        notices.bind("\0" + name)
+        notices.settimeout(20)
+        t.daemons.append(Daemon(t, env={"NOTIFY_SOCKET": "@" + name}))
+        expect(notices.recv(4096).startswith(b"READY=1"), "not ready")
+
+
+@test
+def a_user_s_own_configuration_is_read(t):
+    for variable, folder in (("XDG_CONFIG_HOME", "xdg/hearth"), ("HOME", "home/.config/hearth")):
+        (t.dir / folder).mkdir(parents=True)
+        path = t.write(f"{folder}/hearth.yaml", "memory_budget: 1GiB\n")
+        env = {"XDG_CONFIG_HOME": "", "HOME": str(t.dir / "none"),
+               variable: str(t.dir / folder.partition("/")[0])}
+        out = t.run("hearthd", "--check", env=env).out
+        expect(f"config {path}\n" in out and f"memory_budget_bytes {1 << 30}\n" in out, out)
+        out = t.run("hearthd", "--check", "--socket", t.dir / "s", env=env).out
+        expect("config none\n" in out, f"beside --socket no file is read: {out}")
+        t.write(f"{folder}/hearth.yaml", "memory: 1GiB\n")
+        err = t.run("hearthd", "--check", env=env, code=2, err=None).err
+        expect(f"{path}:1: " in err and "memory_budget" in err, err)

@@ -212,6 +212,8 @@ Test(config, an_unknown_key_names_the_nearest_known_one)
         {"engine: {stream_bufer: 1}\n", "the nearest one is limits.stream_buffer"},
         {"models: {a: {preloda: eager}}\n",
          "models.a.preloda: expected a known key; the nearest one is models.NAME.preload"},
+        {"memory: 1GiB\n", "memory: expected a known key; the nearest one is memory_budget"},
+        {"drain: 1s\n", "the nearest one is drain_timeout"},
         {"default-model: a\n", "the nearest one is default_model"},
         {"<<: {a: 1}\n", "expected a known key"},
         {"'': 1\n", "expected a known key"},
