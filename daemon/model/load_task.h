@@ -66,6 +66,10 @@ struct load_task {
     _Atomic bool started;           /* any thread: the loader has begun it */
     _Atomic uint32_t n_hands;       /* any thread: threads that work at it now */
 
+    /* TASK_LOAD, once it was given up: the caller's. */
+    struct load_task *next_stuck;
+    uint64_t kept_bytes; /* of memory until it returns */
+
     /* TASK_FREE: in; TASK_LOAD: out. */
     struct model *model;
 

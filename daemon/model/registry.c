@@ -306,11 +306,36 @@ int registry_want(struct registry *registry, struct model_entry *entry, enum loa
     return registry_want_for(registry, entry, priority, MODEL_NOBODY, retry);
 }
 
+/* It is loaded for the most urgent of those who ask, and among equals for the last. */
+static void note_asker(struct model_entry *entry, enum load_priority priority, uint32_t uid)
+{
+    bool draining = entry->state == MODEL_DRAINING;
+    bool first =
+        entry->state == MODEL_COLD || entry->state == MODEL_FAILED || (draining && !entry->again);
+
+    if (first || (uid != MODEL_NOBODY && priority <= entry->priority))
+        entry->asker = uid;
+    if (draining) /* of the load that comes next */
+        entry->priority = first ? priority : MIN(priority, entry->priority);
+}
+
+static int fail_stuck(struct registry *registry, struct model_entry *entry)
+{
+    char sentence[FAULT_TEXT_BYTES];
+
+    snprintf(sentence, sizeof(sentence),
+             "a load of %s was given up, and its last read has not returned: its disk hangs; try "
+             "again once that answers",
+             entry->path);
+    entry->identity = (struct file_identity){0}; /* the file may be well */
+    registry_fail(registry, entry, CODE_LOAD_FAILED, sentence);
+    return -EIO;
+}
+
 int registry_want_for(struct registry *registry, struct model_entry *entry,
                       enum load_priority priority, uint32_t uid, bool retry)
 {
-    if (uid != MODEL_NOBODY || entry->state == MODEL_COLD || entry->state == MODEL_FAILED)
-        entry->asker = uid;
+    note_asker(entry, priority, uid);
     entry->dismissed = false;
     if (registry_file_is_spent(entry) && entry->state != MODEL_FAILED) {
         entry->code = CODE_NO_SUCH_MODEL;
@@ -335,15 +360,16 @@ int registry_want_for(struct registry *registry, struct model_entry *entry,
                 return start_queued(registry, entry); /* it may have others go now */
         }
         return 1;
-    case MODEL_DRAINING:
-        entry->again = true;
-        entry->priority = priority;
-        return 1;
+    case MODEL_DRAINING: entry->again = true; return 1;
     case MODEL_FAILED:
-        if (registry_file_is_spent(entry) || (!retry && failure_stands(registry, entry)))
+        if (registry_file_is_spent(entry) || registry_load_is_stuck(registry, entry) ||
+            (!retry && failure_stands(registry, entry)))
             return -EIO;
         break;
-    case MODEL_COLD: break;
+    case MODEL_COLD:
+        if (registry_load_is_stuck(registry, entry))
+            return fail_stuck(registry, entry);
+        break;
     }
     entry->priority = priority;
     entry->error[0] = 0;
@@ -521,6 +547,7 @@ static void take_done(struct registry *registry, struct load_task *task)
         registry_start_waiting(registry);
         break;
     case TASK_LOAD:
+        registry_load_returned(registry, task);
         /* One given up after its time limit has no entry any more. */
         if (entry && entry->task == task)
             load_done(registry, entry, task);
@@ -695,7 +722,7 @@ size_t registry_n_models(const struct registry *registry)
 
 uint64_t registry_loaded_bytes(const struct registry *registry)
 {
-    uint64_t bytes = registry->freeing_bytes;
+    uint64_t bytes = registry->freeing_bytes + registry->stuck_bytes;
 
     for (const struct model_entry *e = registry->entries; e; e = e->hh.next)
         bytes += e->reserved_bytes;

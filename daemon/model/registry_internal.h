@@ -23,6 +23,8 @@ struct registry {
     struct holds *holds;
     struct foresight *foresight;
     uint64_t freeing_bytes;      /* of models whose memory is being given back */
+    struct load_task *stuck;     /* loads that were given up and have not returned */
+    uint64_t stuck_bytes;        /* that these keep */
     uint64_t scanned_us;
     struct load_task *scan; /* the look that is under way */
     uint64_t looks_done, look_wanted; /* numbers of looks: one more is due where this is more */
@@ -88,6 +90,10 @@ void registry_start_load(struct registry *registry, struct model_entry *entry);
 void registry_promote_load(struct registry *registry, struct model_entry *entry);
 /* Somebody, of that uid, asks for a load under way. */
 void registry_share_load(struct registry *registry, struct model_entry *entry, uint32_t uid);
+/* A load that was given up has not returned: until then nobody reads that file anew. */
+bool registry_load_is_stuck(const struct registry *registry, const struct model_entry *entry);
+/* The load is over, and may have been one of these. */
+void registry_load_returned(struct registry *registry, const struct load_task *task);
 /* Gives a load without progress for loading.timeout up. */
 void registry_check_load(struct registry *registry, struct model_entry *entry, uint64_t now);
 /* Whether nothing keeps a ready model any more and its keep_alive is over. */

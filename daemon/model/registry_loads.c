@@ -81,6 +81,42 @@ void registry_share_load(struct registry *registry, struct model_entry *entry, u
         loader_share(registry->loader, entry->task);
 }
 
+/* ---- loads that hang ---- */
+
+/* What it has mapped stays counted until the read returns: for ever, perhaps. */
+static void abandon(struct registry *registry, struct model_entry *entry)
+{
+    struct load_task *task = give_task_up(entry);
+    bool mapped = atomic_load(&task->progress.total_bytes) > 0; /* not by one that began just now */
+
+    task->kept_bytes = mapped ? entry->reserved_bytes : 0;
+    registry->stuck_bytes += task->kept_bytes;
+    task->next_stuck = registry->stuck;
+    registry->stuck = task;
+    loader_abandon(registry->loader, task);
+}
+
+bool registry_load_is_stuck(const struct registry *registry, const struct model_entry *entry)
+{
+    for (const struct load_task *task = registry->stuck; task; task = task->next_stuck)
+        if (entry->path && task->path && strcmp(entry->path, task->path) == 0)
+            return true;
+    return false;
+}
+
+void registry_load_returned(struct registry *registry, const struct load_task *task)
+{
+    for (struct load_task **at = &registry->stuck; *at; at = &(*at)->next_stuck) {
+        if (*at != task)
+            continue;
+        *at = task->next_stuck;
+        registry->stuck_bytes -= task->kept_bytes;
+        metrics_set(registry->options.metrics, M_MODEL_BYTES, registry_loaded_bytes(registry));
+        registry_start_waiting(registry);
+        return;
+    }
+}
+
 void registry_check_load(struct registry *registry, struct model_entry *entry, uint64_t now)
 {
     uint64_t done = atomic_load(&entry->task->progress.done_bytes);
@@ -95,7 +131,7 @@ void registry_check_load(struct registry *registry, struct model_entry *entry, u
         return;
     }
     if (cancelled && now - entry->progress_at_us >= CANCEL_PATIENCE_US) {
-        loader_abandon(registry->loader, give_task_up(entry));
+        abandon(registry, entry);
         registry_go_cold(registry, entry);
         return;
     }
@@ -104,7 +140,7 @@ void registry_check_load(struct registry *registry, struct model_entry *entry, u
     snprintf(sentence, sizeof(sentence),
              "reading %s has made no progress for %" PRIu64 " s after %" PRIu64 " bytes",
              entry->path ? entry->path : entry->name, timeout_us / 1000000u, done);
-    loader_abandon(registry->loader, give_task_up(entry));
+    abandon(registry, entry);
     entry->identity = (struct file_identity){0}; /* the file may be well: it may be tried again */
     registry_fail(registry, entry, CODE_LOAD_FAILED, sentence);
 }

@@ -339,7 +339,15 @@ void registry_save_history(struct registry *registry, bool now)
     f->saved_us = registry_now_us(registry);
     f->save->call = save_call;
     f->save->result = save;
-    loader_submit(registry->loader, f->save);
+    if (registry->loader) {
+        loader_submit(registry->loader, f->save);
+    } else { /* the daemon is about to end */
+        struct load_task *task = f->save;
+
+        save_call(task);
+        registry_saved(registry, task);
+        load_task_free(task);
+    }
 }
 
 bool registry_is_save(const struct registry *registry, const struct load_task *task)
@@ -359,4 +367,7 @@ void registry_saved(struct registry *registry, struct load_task *task)
     save_free(task->result);
     task->result = NULL;
     f->save = NULL;
+    /* What was asked for meanwhile; there is no next time. */
+    if (registry->shutting_down && task->error == 0)
+        registry_save_history(registry, true);
 }

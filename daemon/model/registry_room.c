@@ -18,7 +18,7 @@
 
 struct room {
     struct resident *residents;
-    struct model_entry **entries; /* of the residents; NULL: memory on its way back */
+    struct model_entry **entries; /* of the residents; NULL: memory that is nobody's any more */
     size_t *evict;                /* indexes */
     size_t n, n_evict;
 };
@@ -74,11 +74,12 @@ static bool is_leaving(const struct model_entry *entry)
            (entry->task && atomic_load(&entry->task->progress.cancel) && !entry->again);
 }
 
-/* What is loaded, as residency sees it. The last of the list is memory on its way back. */
+/* What is loaded, as residency sees it. The last of the list are memory on its way back and what
+ * loads keep that hang: for that nobody is waited for whom another model's going can spare it. */
 static int room_look(const struct registry *registry, const struct model_entry *newcomer,
                      struct room *ret_room)
 {
-    size_t n = HASH_COUNT(registry->entries) + 1;
+    size_t n = HASH_COUNT(registry->entries) + 2;
     struct room room = {.residents = calloc(n, sizeof(*room.residents)),
                         .entries = calloc(n, sizeof(*room.entries)),
                         .evict = calloc(n, sizeof(*room.evict))};
@@ -101,6 +102,7 @@ static int room_look(const struct registry *registry, const struct model_entry *
         };
     }
     room.residents[room.n++] = (struct resident){.bytes = registry->freeing_bytes, .leaving = true};
+    room.residents[room.n++] = (struct resident){.bytes = registry->stuck_bytes, .busy = true};
     *ret_room = room;
     return 0;
 }

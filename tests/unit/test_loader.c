@@ -148,6 +148,33 @@ Test(registry, one_wanted_while_it_drains_comes_back)
     house_leave(&house);
 }
 
+Test(registry, one_that_comes_back_does_so_for_the_most_urgent_who_asked)
+{
+    struct house house;
+    struct model_entry *entry;
+
+    build_house(&house);
+    house_add_tiny(&house, "one", 1);
+    house_open(&house, HOUSE_PLENTY);
+    entry = registry_find(house.registry, "one");
+    registry_want_for(house.registry, entry, LOAD_PRELOAD, 1001, false);
+    house_until(&house, entry, MODEL_READY);
+    house.holds_on = true;
+    registry_unload(house.registry, entry);
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_PRELOAD, false), 1);
+    cr_assert_eq(entry->asker, MODEL_NOBODY);
+    registry_want_for(house.registry, entry, LOAD_INTERACTIVE, 1002, false);
+    registry_want_for(house.registry, entry, LOAD_PRELOAD, 1003, false);
+    registry_want(house.registry, entry, LOAD_PREDICTED, false);
+    cr_assert_eq(entry->priority, LOAD_INTERACTIVE);
+    cr_assert_eq(entry->asker, 1002);
+    house.holds_on = false;
+    house_until(&house, entry, MODEL_READY);
+    cr_assert_eq(entry->priority, LOAD_INTERACTIVE);
+    cr_assert_eq(entry->asker, 1002);
+    house_leave(&house);
+}
+
 Test(registry, one_wanted_after_its_load_was_cancelled_is_loaded_again)
 {
     struct house house;
@@ -189,6 +216,23 @@ Test(registry, a_cancelled_load_ends_cold)
     house_leave(&house);
 }
 
+/* While a load that was given up hangs in its read the model is not tried again; then it is. */
+static void want_after_return(struct house *house, struct model_entry *entry)
+{
+    int r = registry_want(house->registry, entry, LOAD_INTERACTIVE, true);
+
+    cr_assert_eq(r, -EIO, "another thread would hang");
+    cr_assert_eq(entry->code, CODE_LOAD_FAILED);
+    cr_assert_gt(registry_loaded_bytes(house->registry), 0, "its memory is still there");
+    open_gate(&packing_gate);
+    for (int ms = 0; ms < HOUSE_LIMIT_MS && r < 0; ms++) {
+        usleep(1000);
+        registry_dispatch(house->registry);
+        r = registry_want(house->registry, entry, LOAD_INTERACTIVE, false);
+    }
+    cr_assert_eq(r, 1);
+}
+
 Test(registry, a_load_without_progress_is_given_up_and_may_be_tried_again)
 {
     struct house house;
@@ -214,8 +258,7 @@ Test(registry, a_load_without_progress_is_given_up_and_may_be_tried_again)
     cr_assert_eq(entry->code, CODE_LOAD_FAILED);
     cr_assert_not_null(strstr(entry->error, "one.gguf has made no progress for 120 s"), "%s",
                        entry->error);
-    open_gate(&packing_gate);
-    cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
+    want_after_return(&house, entry);
     house_until(&house, entry, MODEL_READY);
     house_leave(&house);
 }
@@ -643,9 +686,7 @@ Test(registry, a_load_without_progress_fails_after_its_timeout_and_may_be_tried_
     cr_assert_eq(entry->state, MODEL_FAILED);
     cr_assert_eq(entry->code, CODE_LOAD_FAILED);
     cr_assert_not_null(strstr(entry->error, "no progress for 120 s"), "%s", entry->error);
-    cr_assert_eq(registry_loaded_bytes(house.registry), 0);
-    cr_assert_eq(registry_want(house.registry, entry, LOAD_INTERACTIVE, false), 1);
-    open_gate(&packing_gate);
+    want_after_return(&house, entry);
     house_until(&house, entry, MODEL_READY);
     house_leave(&house);
 }
@@ -671,8 +712,14 @@ Test(registry, a_cancelled_load_that_hangs_is_given_up_soon)
     house.now_us += 3000000;
     registry_tick(house.registry);
     cr_assert_eq(entry->state, MODEL_COLD);
-    cr_assert_eq(registry_loaded_bytes(house.registry), 0);
-    open_gate(&packing_gate);
+    cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), -EIO);
+    cr_assert_not_null(strstr(entry->error, "has not returned"), "%s", entry->error);
+    want_after_return(&house, entry);
+    house_until(&house, entry, MODEL_READY);
+    registry_unload(house.registry, entry);
+    house_until(&house, entry, MODEL_COLD);
+    while (registry_loaded_bytes(house.registry) > 0)
+        house_go_on(&house, 5);
     house_leave(&house);
 }
 
@@ -695,6 +742,35 @@ Test(registry, a_preload_that_becomes_urgent_in_its_beginning_is_one_load_all_th
         registry_unload(house.registry, entry);
         house_until(&house, entry, MODEL_COLD);
     }
+    house_leave(&house);
+}
+
+/* ---- the history ---- */
+
+Test(registry, what_was_asked_for_while_the_history_was_written_is_written_at_the_end)
+{
+    struct house house;
+    char text[4096];
+    FILE *file;
+    size_t n;
+
+    build_house(&house);
+    house_add_tiny(&house, "first", 1);
+    house_add_tiny(&house, "later", 2);
+    house.writes_history = true;
+    house_open(&house, HOUSE_PLENTY);
+    registry_asked(house.registry, registry_find(house.registry, "first"));
+    house.now_us += 3600000000u;
+    registry_tick(house.registry); /* has it written, and its end is not heard of before: */
+    registry_asked(house.registry, registry_find(house.registry, "later"));
+    registry_shut_down(house.registry);
+    house.registry = registry_free(house.registry);
+    file = fopen(house.history_path, "r");
+    cr_assert_not_null(file);
+    n = fread(text, 1, sizeof(text), file);
+    fclose(file);
+    cr_assert_not_null(memmem(text, n, "first", 5));
+    cr_assert_not_null(memmem(text, n, "later", 5));
     house_leave(&house);
 }
 
