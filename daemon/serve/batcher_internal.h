@@ -1,5 +1,6 @@
-/* What the files of the batcher share: the queues and their bookkeeping (batcher.c), and what is
- * foreseen from them (foresight.c). */
+/* What the files of the batcher share: the queues, the fair shares and their bookkeeping
+ * (batcher.c), who is in the next step (batcher_compose.c), and what is foreseen from them
+ * (foresight.c). */
 #ifndef HEARTH_SERVE_BATCHER_INTERNAL_H
 #define HEARTH_SERVE_BATCHER_INTERNAL_H
 
@@ -100,6 +101,27 @@ struct batcher {
     const struct lane *last;        /* whose step was closed last; NULL: none, or it is gone */
     bool engine_idle;               /* nothing could be done when it was last asked for */
 };
+
+/* What becomes of a job; of one that left the queue it was in: */
+void job_leave(struct batcher *batcher, struct job *job);
+/* it waits for a place or for KV memory; */
+void job_wait(struct batcher *batcher, struct job *job);
+/* it waits for what another one computes; */
+void job_hold(struct batcher *batcher, struct job *job);
+/* it can never run, and stays with the batcher until it is handed out. */
+void job_refuse(struct batcher *batcher, struct job *job);
+/* One that waits runs; one that runs waits again, with all that it has. */
+void job_run(struct batcher *batcher, struct job *job);
+void job_yield(struct batcher *batcher, struct job *job);
+
+/* The share's first job is denied KV memory, by what its own user holds or by all; or no more. */
+void share_deny(struct batcher *batcher, struct share *share, bool own, uint64_t now_us);
+void share_grant(struct batcher *batcher, struct share *share);
+
+/* Whether the lane's next step waits for company: fewer jobs than min_batch, and its time has not
+ * come. */
+bool lane_held_back(const struct batcher *batcher, struct lane *lane, uint64_t now_us,
+                    uint64_t *ret_until_us);
 
 /* The order of one user's jobs: by priority, then by arrival. */
 static inline bool job_goes_before(const struct job *a, const struct job *b)
