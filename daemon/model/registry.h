@@ -207,6 +207,10 @@ void registry_use(struct registry *registry, struct model_entry *entry, uint32_t
 /* `keep_alive_us`: what the request wishes, 0: nothing. */
 void registry_unuse(struct registry *registry, struct model_entry *entry, uint32_t uid,
                     uint64_t keep_alive_us);
+/* While those who waited for it come to use it, it does not go: the first of them may have ended
+ * before the last one begins. */
+void registry_begin_line(struct model_entry *entry);
+void registry_end_line(struct registry *registry, struct model_entry *entry);
 /* Whether somebody other than `uid` uses it, or used it within MODEL_RECENT_US. */
 bool registry_used_by_others(const struct registry *registry, const struct model_entry *entry,
                              uint32_t uid);

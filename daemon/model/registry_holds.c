@@ -50,15 +50,11 @@ void registry_use(struct registry *registry, struct model_entry *entry, uint32_t
     note_user(entry, uid, entry->last_used_us, true);
 }
 
-void registry_unuse(struct registry *registry, struct model_entry *entry, uint32_t uid,
-                    uint64_t keep_alive_us)
+/* One thing less uses it: it may have to go. */
+static void end_use(struct registry *registry, struct model_entry *entry)
 {
     assert(entry->in_use > 0);
     entry->in_use--;
-    entry->last_used_us = entry->idle_since_us = registry_now_us(registry);
-    entry->shortened_us = keep_alive_us;
-    entry->shortened_by = uid;
-    note_user(entry, uid, entry->last_used_us, false);
     if (entry->in_use > 0)
         return;
     if (entry->state == MODEL_DRAINING)
@@ -68,6 +64,26 @@ void registry_unuse(struct registry *registry, struct model_entry *entry, uint32
     else
         registry_start_waiting(registry);
     registry_foresee(registry);
+}
+
+void registry_begin_line(struct model_entry *entry)
+{
+    entry->in_use++;
+}
+
+void registry_end_line(struct registry *registry, struct model_entry *entry)
+{
+    end_use(registry, entry);
+}
+
+void registry_unuse(struct registry *registry, struct model_entry *entry, uint32_t uid,
+                    uint64_t keep_alive_us)
+{
+    entry->last_used_us = entry->idle_since_us = registry_now_us(registry);
+    entry->shortened_us = keep_alive_us;
+    entry->shortened_by = uid;
+    note_user(entry, uid, entry->last_used_us, false);
+    end_use(registry, entry);
 }
 
 bool registry_used_by_others(const struct registry *registry, const struct model_entry *entry,

@@ -260,13 +260,22 @@ void service_peer_gone(struct service *service, struct peer *peer)
 
 void service_peer_drained(struct service *service, struct peer *peer)
 {
+    struct request *request = peer->requests, *next;
+
     peer->congested = false;
-    for (struct request *r = peer->requests, *next; r; r = next) {
-        next = r->peer_next; /* one that was asleep may end */
-        if (r->stage == STAGE_STANDING)
-            standing_resume(service, r);
-        else if (stream_delivered(&r->stream, 0, true))
-            generation_unpark(service, r);
+    for (; request; request = next) {
+        uint64_t next_id = request->peer_next ? request->peer_next->key.id : 0;
+        bool wakes = request->stage == STAGE_ASLEEP;
+        next = request->peer_next;
+        if (request->stage == STAGE_STANDING)
+            standing_resume(service, request);
+        else if (stream_delivered(&request->stream, 0, true))
+            generation_unpark(service, request);
+        /* Where the model of one that wakes cannot be had, all that wait for it have ended. Then
+         * from the beginning, at most once for each that has: who was told is not parked any more.
+         */
+        if (wakes && next && service_find_request(service, peer, next_id) != next)
+            next = peer->requests;
     }
 }
 

@@ -156,6 +156,9 @@ void waiting_ready(struct service *service, struct model_entry *entry)
 {
     struct request *request;
 
+    if (!next_waiter(service, entry))
+        return;
+    registry_begin_line(entry);
     while ((request = next_waiter(service, entry))) {
         if (request->kind == REQUEST_WARM) {
             question_progress(request, entry);
@@ -166,6 +169,7 @@ void waiting_ready(struct service *service, struct model_entry *entry)
         waiting_leave(service, request);
         generation_start(service, request);
     }
+    registry_end_line(service->registry, entry);
 }
 
 void waiting_lost(struct service *service, struct model_entry *entry, enum wire_code code,

@@ -133,3 +133,27 @@ def a_thousand_random_operations_leave_every_answer_right_and_nothing_behind(t):
     wait_for(lambda: d.metric("model_bytes") == 0, "the models' memory to come back")
     expect(d.metric("queue") == 0, "requests that are left")
     expect(d.metric("kv_used_bytes") == 0, "KV memory that is left")
+
+
+@test
+def all_who_waited_for_a_model_are_served_before_it_gives_way(t):
+    """The first of its line end at once, while another model waits for its room."""
+    paths = []
+    for name in ("a", "b"):
+        paths.append(t.dir / f"{name}.gguf")
+        t.run("make-model", "--out", paths[-1], "--dim", "512", "--layers", "4", "--ff", "2048")
+    budget = int(paths[0].stat().st_size * 1.6 + (4 << 20)) // 1024
+    d = t.daemon(models=paths, config=f"memory_budget: {budget}KiB\nengine: {{kv_budget: 4MiB}}\n")
+    with d.client() as c:
+        for _ in range(5):
+            ids = [(c.request("TOKENIZE", ("MODEL", name), ("PROMPT", "hello")),
+                    c.request("COMPLETE", ("MODEL", name), ("IDS", b"\xff\xff\xff\x7f")),
+                    c.request("COMPLETE", ("MODEL", name), ("PROMPT", "a"), ("MAX_TOKENS", 1)))
+                   for name in "aabbaabb"]
+            for words, wrong, text in ids:
+                expect(c.replies(words)[-1].type == "DONE", "a text was not tokenized")
+                expect(c.replies(wrong)[-1].get("CODE") == "bad-request", "a wrong id was taken")
+                expect(c.replies(text)[-1].type == "DONE", "a text was not continued")
+    expect(d.metric("unloads_total") > 0, "both models fit: the test shows nothing")
+    expect(d.metric("queue") == 0, "requests that are left")
+    d.alive()
