@@ -485,9 +485,8 @@ void job_yield(struct batcher *batcher, struct job *job)
     share_deactivate(job->share);
 }
 
-int batcher_add(struct batcher *batcher, struct job *job, uint64_t now_us)
+int batcher_add(struct batcher *batcher, struct job *job)
 {
-    (void)now_us;
     assert(job->state == JOB_IDLE && job->known > 0 && job->priority < BATCHER_PRIORITIES);
     job->share = share_get(job->lane, job->uid);
     if (!job->share)
@@ -535,9 +534,8 @@ void batcher_park(struct batcher *batcher, struct job *job)
     batcher->n_parked++;
 }
 
-void batcher_unpark(struct batcher *batcher, struct job *job, uint64_t now_us)
+void batcher_unpark(struct batcher *batcher, struct job *job)
 {
-    (void)now_us;
     if (job->state != JOB_PARKED)
         return;
     batcher->n_parked--;
@@ -637,9 +635,8 @@ struct lane *batcher_pick(struct batcher *batcher, uint64_t now_us, uint64_t *re
     return best;
 }
 
-void batcher_charge(struct batcher *batcher, struct lane *lane, uint64_t us)
+void batcher_charge(struct lane *lane, uint64_t us)
 {
-    (void)batcher;
     assert(lane->open);
     for (struct share *share = lane->shares; share; share = share->next) {
         double part = (double)us * (double)share->columns / lane->batch.n_columns;

@@ -123,15 +123,14 @@ struct batcher *batcher_free(struct batcher *batcher);
 int lane_new(struct batcher *batcher, void *subject, struct lane **ret_lane);
 struct lane *lane_free(struct lane *lane); /* no jobs left */
 void *lane_subject(const struct lane *lane);
-uint32_t lane_n_jobs(const struct lane *lane);
 
 /* Hands a job in (JOB_IDLE, the submitter's fields set). -ENOMEM. */
-int batcher_add(struct batcher *batcher, struct job *job, uint64_t now_us);
+int batcher_add(struct batcher *batcher, struct job *job);
 /* Takes it out, in whatever state. Not while it is in the open step (chunk != 0). */
 void batcher_remove(struct batcher *batcher, struct job *job);
 /* Not computed until batcher_unpark(). */
 void batcher_park(struct batcher *batcher, struct job *job);
-void batcher_unpark(struct batcher *batcher, struct job *job, uint64_t now_us);
+void batcher_unpark(struct batcher *batcher, struct job *job);
 
 /* Its KV memory was taken: it is computed from its first token when it has some again. One that was
  * running waits, in the order of arrival. Not while it is in the open step. */
@@ -150,7 +149,7 @@ const struct batch *batcher_batch(const struct lane *lane);
 bool batcher_compose(struct batcher *batcher, struct lane *lane, uint64_t now_us,
                      const struct batch **ret_batch);
 /* A slice of the lane's open step took `us`: its users are charged. */
-void batcher_charge(struct batcher *batcher, struct lane *lane, uint64_t us);
+void batcher_charge(struct lane *lane, uint64_t us);
 /* The step is done: `fed` of its jobs moves on. `us`: the step's whole time, for prediction. */
 void batcher_close(struct batcher *batcher, struct lane *lane, uint64_t us);
 /* The step came to nothing: its jobs have computed nothing, and nothing is learnt from it. */
@@ -174,8 +173,6 @@ struct job *batcher_expired(struct batcher *batcher, uint64_t now_us);
  * is JOB_IDLE now. */
 struct job *batcher_refused(struct batcher *batcher);
 
-/* Engine time charged to a user so far, microseconds; 0 for one unknown. */
-uint64_t batcher_uid_us(const struct batcher *batcher, uint32_t uid);
 /* Jobs by state, over all lanes; held ones wait. */
 uint32_t batcher_n_waiting(const struct batcher *batcher);
 uint32_t batcher_n_running(const struct batcher *batcher);

@@ -129,6 +129,11 @@ static inline bool job_goes_before(const struct job *a, const struct job *b)
     return a->priority < b->priority || (a->priority == b->priority && a->serial < b->serial);
 }
 
+/* For tests: the lane's jobs, in whatever state, and the engine time charged to a user since he is
+ * known, in microseconds; 0: he is not. */
+uint32_t lane_n_jobs(const struct lane *lane);
+uint64_t batcher_uid_us(const struct batcher *batcher, uint32_t uid);
+
 /* Columns that a step of the lane may have now. */
 uint32_t lane_column_budget(const struct lane *lane);
 /* Jobs of it that may run at once. */

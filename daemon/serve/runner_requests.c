@@ -177,7 +177,7 @@ void runner_take(struct runner *runner, struct request *request)
 
     take_over(runner, request);
     set_job(runner, request);
-    r = job->lane ? batcher_add(runner->batcher, job, runner_now_us(runner)) : -ENOMEM;
+    r = job->lane ? batcher_add(runner->batcher, job) : -ENOMEM;
     if (r < 0) {
         request_fail(request, CODE_NO_MEMORY, "no memory for another request");
         runner_finish(runner, request);
@@ -209,7 +209,7 @@ void runner_take_unpark(struct runner *runner, struct request *request)
         return;
     if (stream_may_run(&request->stream)) {
         pressure_unpark(runner->pressure, request);
-        batcher_unpark(runner->batcher, &request->job, runner_now_us(runner));
+        batcher_unpark(runner->batcher, &request->job);
     } else if (request->job.state == JOB_PARKED) {
         runner_park(runner, request);
     }

@@ -220,7 +220,7 @@ void runner_work(struct runner *runner, struct lane *lane, uint64_t now)
     }
     more = engine_step_slice(runner->engine, rm->model) > 0;
     end = runner_now_us(runner);
-    batcher_charge(runner->batcher, lane, end - now);
+    batcher_charge(lane, end - now);
     runner->warm_ahead_us -= MIN(runner->warm_ahead_us, end - now);
     rm->step_us += end - now;
     if (!more)

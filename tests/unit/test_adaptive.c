@@ -154,7 +154,7 @@ static uint64_t steps_of_a_crowd(uint64_t target_us, const struct cost *cost, ui
     cr_assert_eq(lane_new(batcher, NULL, &lane), 0);
     for (uint32_t i = 0; i < 400; i++) {
         jobs[i] = (struct job){.lane = lane, .uid = 1, .known = 5, .arrived_us = i};
-        cr_assert_eq(batcher_add(batcher, &jobs[i], 0), 0);
+        cr_assert_eq(batcher_add(batcher, &jobs[i]), 0);
     }
     for (int s = 0; s < 3000; s++) {
         struct job *done[200];
@@ -164,13 +164,13 @@ static uint64_t steps_of_a_crowd(uint64_t target_us, const struct cost *cost, ui
         *ret_rows = batch->n_runnable;
         for (uint32_t i = 0; i < batch->n_jobs; i++)
             done[n++] = batch->jobs[i];
-        batcher_charge(batcher, lane, us);
+        batcher_charge(lane, us);
         batcher_close(batcher, lane, us);
         for (uint32_t i = 0; i < n; i++) {
             if (done[i]->fed == done[i]->known && ++done[i]->known == 45) { /* it has 40 tokens */
                 batcher_remove(batcher, done[i]);
                 *done[i] = (struct job){.lane = lane, .uid = 1, .known = 5};
-                cr_assert_eq(batcher_add(batcher, done[i], 0), 0);
+                cr_assert_eq(batcher_add(batcher, done[i]), 0);
             }
         }
     }

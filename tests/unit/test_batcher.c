@@ -68,7 +68,7 @@ static uint32_t step(struct world *world, struct lane *lane, uint64_t us, bool e
         return 0;
     n = batch->n_jobs;
     memcpy(jobs, batch->jobs, n * sizeof(*jobs));
-    batcher_charge(world->batcher, lane, us);
+    batcher_charge(lane, us);
     batcher_close(world->batcher, lane, us);
     world->now_us += us;
     for (uint32_t i = 0; i < n; i++) {
@@ -95,7 +95,7 @@ static void end_world(struct world *world)
 
 static void add(struct world *world, struct job *job)
 {
-    cr_assert_eq(batcher_add(world->batcher, job, world->now_us), 0);
+    cr_assert_eq(batcher_add(world->batcher, job), 0);
 }
 
 Test(batcher, an_idle_engine_starts_at_once)
@@ -339,7 +339,7 @@ Test(batcher, parked_jobs_are_not_advanced_until_unparked)
     cr_assert_eq(a.known, 3);
     batcher_park(world->batcher, &b);
     cr_assert_null(batcher_pick(world->batcher, world->now_us, &world->wake_us));
-    batcher_unpark(world->batcher, &a, world->now_us);
+    batcher_unpark(world->batcher, &a);
     cr_assert_eq(step(world, world->lane, 10, false), 1);
     cr_assert_eq(a.known, 4);
     batcher_remove(world->batcher, &a);
@@ -830,7 +830,7 @@ Test(batcher, who_goes_and_comes_back_has_paid_nothing_off)
     cr_assert(batcher_compose(world->batcher, world->lane, world->now_us, &batch));
     modest = job_of(world->lane, 2, 2, 2);
     add(world, &modest);
-    batcher_charge(world->batcher, world->lane, 50000);
+    batcher_charge(world->lane, 50000);
     batcher_close(world->batcher, world->lane, 50000);
     batcher_remove(world->batcher, &greedy);
     step(world, world->lane, 100, false);
@@ -953,7 +953,7 @@ Test(batcher, an_urgent_job_without_memory_stands_in_nobodys_way)
         lane = batcher_pick(world->batcher, world->now_us, &world->wake_us);
         if (!lane_step_open(lane))
             cr_assert(batcher_compose(world->batcher, lane, world->now_us, &batch));
-        batcher_charge(world->batcher, lane, 100);
+        batcher_charge(lane, 100);
         if (i % 2) {
             batcher_close(world->batcher, lane, 100);
             running[lane == other].known++;
@@ -1259,7 +1259,7 @@ Test(batcher, unparked_jobs_go_on_in_the_order_of_their_arrival)
     batcher_preempt(world->batcher, &jobs[3]);
     cr_expect_eq(batcher_n_parked(world->batcher), 5, "a parked one stays parked");
     for (int i = 0; i < 5; i++)
-        batcher_unpark(world->batcher, &jobs[i * 3 % 5], world->now_us);
+        batcher_unpark(world->batcher, &jobs[i * 3 % 5]);
     denied_uid = 1;
     denial = -EAGAIN; /* who has its memory does not wait for those that have none */
     cr_expect_eq(step(world, world->lane, 10, false), 3);
@@ -1267,7 +1267,7 @@ Test(batcher, unparked_jobs_go_on_in_the_order_of_their_arrival)
     for (int i = 0; i < 5; i += 2)
         batcher_park(world->batcher, &jobs[i]);
     for (int i = 0; i < 5; i += 2)
-        batcher_unpark(world->batcher, &jobs[4 - i], world->now_us);
+        batcher_unpark(world->batcher, &jobs[4 - i]);
     denial = 0;
     cr_assert(batcher_compose(world->batcher, world->lane, world->now_us, &batch));
     cr_assert_eq(batch->n_jobs, 5);
@@ -1289,7 +1289,7 @@ Test(batcher, a_job_parked_where_its_memory_was_full_goes_on)
     cr_expect_eq(step(world, world->lane, 10, false), 1);
     cr_expect(a.known > a.room, "the next token needs more memory");
     batcher_park(world->batcher, &a);
-    batcher_unpark(world->batcher, &a, world->now_us);
+    batcher_unpark(world->batcher, &a);
     cr_expect_eq(step(world, world->lane, 10, false), 1, "its lane stood still");
     batcher_remove(world->batcher, &a);
     end_world(world);
@@ -1506,7 +1506,7 @@ Test(batcher, who_waits_for_memory_does_not_draw_the_engine_to_his_model)
 
         if (!lane_step_open(lane))
             cr_assert(batcher_compose(world->batcher, lane, world->now_us, &batch));
-        batcher_charge(world->batcher, lane, 100);
+        batcher_charge(lane, 100);
         if (i % 2) {
             batcher_close(world->batcher, lane, 100);
             job->known++;

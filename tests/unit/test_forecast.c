@@ -103,7 +103,7 @@ static void add_some(struct simulation *sim, uint32_t *n, uint32_t upto, int loa
         struct subject *s = &sim->subjects[*n];
         struct foreseen foreseen;
         make(sim, s, load);
-        cr_assert_eq(batcher_add(sim->batcher, &s->job, sim->now_us), 0);
+        cr_assert_eq(batcher_add(sim->batcher, &s->job), 0);
         foreseen = batcher_foresee(&s->job);
         s->least_us = foreseen.wait_us + foreseen.own_us;
     }
@@ -126,7 +126,7 @@ static bool step(struct simulation *sim)
     us = us * (80 + next_random(sim, 41)) / 100;
     for (uint32_t i = 0; i < n; i++)
         in_step[i] = (struct subject *)batch->jobs[i];
-    batcher_charge(sim->batcher, lane, us);
+    batcher_charge(lane, us);
     batcher_close(sim->batcher, lane, us);
     sim->now_us += us;
     for (uint32_t i = 0; i < n; i++) {
@@ -227,7 +227,7 @@ static struct foreseen late_one(struct batcher *batcher, struct lane *lane, uint
         .lane = lane, .uid = uid, .known = prompt, .least_prompt = prompt, .most_tokens = 1};
     struct foreseen foreseen;
 
-    cr_assert_eq(batcher_add(batcher, &job, 0), 0);
+    cr_assert_eq(batcher_add(batcher, &job), 0);
     foreseen = batcher_foresee(&job);
     batcher_remove(batcher, &job);
     return foreseen;
@@ -254,16 +254,16 @@ Test(forecast, counts_the_work_ahead_in_the_fair_order)
     cr_assert_not(foreseen_late(&foreseen, 1, 1000000));
     for (int i = 0; i < 20; i++) { /* steps of 1000 columns, 10 ms each */
         crowd[0] = (struct subject){.job = {.lane = lane, .uid = 3, .known = 1000}};
-        cr_assert_eq(batcher_add(batcher, &crowd[0].job, 0), 0);
+        cr_assert_eq(batcher_add(batcher, &crowd[0].job), 0);
         cr_assert(batcher_compose(batcher, lane, 0, &batch));
-        batcher_charge(batcher, lane, 10000);
+        batcher_charge(lane, 10000);
         batcher_close(batcher, lane, 10000);
         batcher_remove(batcher, &crowd[0].job);
     }
     for (int i = 0; i < 100; i++) {
         crowd[i] = (struct subject){
             .job = {.lane = lane, .uid = 1, .known = 1000, .least_prompt = 1000, .most_tokens = 1}};
-        cr_assert_eq(batcher_add(batcher, &crowd[i].job, 0), 0);
+        cr_assert_eq(batcher_add(batcher, &crowd[i].job), 0);
     }
     foreseen = late_one(batcher, lane, 1, 100);
     cr_assert_eq(foreseen.wait_us, 1000000, "behind its user's 100 prompts: %lu", foreseen.wait_us);
@@ -297,7 +297,7 @@ Test(forecast, a_prompt_too_long_for_its_deadline_comes_out_refused)
     cr_assert_eq(lane_new(batcher, NULL, &lane), 0);
     for (int round = 0; round < 20; round++) {
         s = (struct subject){.job = {.lane = lane, .uid = 1, .known = 1000}};
-        cr_assert_eq(batcher_add(batcher, &s.job, 0), 0);
+        cr_assert_eq(batcher_add(batcher, &s.job), 0);
         cr_assert(batcher_compose(batcher, lane, 0, &batch));
         batcher_close(batcher, lane, 10000);
         batcher_remove(batcher, &s.job);
@@ -306,8 +306,8 @@ Test(forecast, a_prompt_too_long_for_its_deadline_comes_out_refused)
         .job = {.lane = lane, .uid = 1, .known = 10000, .least_prompt = 1, .deadline_us = 50000}};
     kept = s;
     kept.kept = 9000;
-    cr_assert_eq(batcher_add(batcher, &s.job, 0), 0);
-    cr_assert_eq(batcher_add(batcher, &kept.job, 0), 0);
+    cr_assert_eq(batcher_add(batcher, &s.job), 0);
+    cr_assert_eq(batcher_add(batcher, &kept.job), 0);
     struct foreseen early = batcher_foresee(&s.job);
     cr_assert_not(foreseen_late(&early, 50000, 0), "it might all be there");
     cr_assert(batcher_compose(batcher, lane, 0, &batch));

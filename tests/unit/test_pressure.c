@@ -154,7 +154,7 @@ static struct request *add(struct world *world, uint32_t lane, uint32_t uid, uin
     request->job = (struct job){
         .lane = world->lanes[lane], .uid = uid, .known = n_prompt, .arrived_us = world->now_us};
     world->live[world->n_live++] = request;
-    cr_assert_eq(batcher_add(world->batcher, &request->job, world->now_us), 0);
+    cr_assert_eq(batcher_add(world->batcher, &request->job), 0);
     return request;
 }
 
@@ -196,7 +196,7 @@ static uint32_t step(struct world *world, uint32_t lane)
         return 0;
     n = batch->n_jobs;
     memcpy(jobs, batch->jobs, n * sizeof(*jobs));
-    batcher_charge(world->batcher, world->lanes[lane], STEP_US);
+    batcher_charge(world->lanes[lane], STEP_US);
     batcher_close(world->batcher, world->lanes[lane], STEP_US);
     take_results(world, jobs, n);
     return n;
@@ -220,7 +220,7 @@ static bool slice(struct world *world)
         if (!batcher_compose(world->batcher, lane, world->now_us, &batch))
             return true;
     }
-    batcher_charge(world->batcher, lane, STEP_US / 3);
+    batcher_charge(lane, STEP_US / 3);
     if (++n_slices[which] < 3)
         return true;
     batch = batcher_batch(lane);
@@ -328,7 +328,7 @@ static void park(struct world *world, struct request *request)
 static void unpark(struct world *world, struct request *request)
 {
     pressure_unpark(world->pressure, request);
-    batcher_unpark(world->batcher, &request->job, world->now_us);
+    batcher_unpark(world->batcher, &request->job);
 }
 
 /* One grows until everything else has gone: prefixes, the parked ones (the longest first), then the
