@@ -6,7 +6,7 @@ import socket
 import time
 
 from lib.disk import Disk
-from lib.harness import Skip, expect, test, wait_for
+from lib.harness import expect, test, wait_for
 from lib.models import made_model, ready_daemon, slow_model
 from lib.wire import CRITICAL, MAGIC, Client, Closed, frame, header, option, text_of
 

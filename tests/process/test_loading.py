@@ -11,7 +11,6 @@ from lib.harness import expect, test, wait_for
 from lib.models import made_model, slow_model
 from lib.wire import Closed, frame, text_of
 
-STATES = r"hearthd: model \S+ is (queued|loading|warming|ready|draining|cold)"
 PACKED = ("--type", "q8_0")
 CLOSED = r"hearthd: connection \d+ of uid \d+ is closed: .+"
 

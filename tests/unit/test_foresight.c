@@ -1,15 +1,12 @@
 /* What the registry loads ahead, and what it leaves alone, in virtual time. */
 #include <criterion/criterion.h>
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "daemon/model/builtin.h"
 #include "daemon/model/registry.h"
-#include "lib/cleanup.h"
 #include "tests/support/house.h"
 
 #define SECOND 1000000u

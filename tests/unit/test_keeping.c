@@ -1,16 +1,11 @@
 /* What keeps a model loaded: use, holds, pins, keep_alive, in virtual time. */
 #include <criterion/criterion.h>
 #include <errno.h>
-#include <poll.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "daemon/model/builtin.h"
 #include "daemon/model/holds.h"
 #include "daemon/model/registry.h"
-#include "lib/cleanup.h"
 #include "tests/support/house.h"
 #include "tests/support/alloc_fail.h"
 

@@ -3,14 +3,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include "daemon/model/builtin.h"
 #include "daemon/model/registry.h"
 #include "lib/cleanup.h"
 #include "tests/support/gate.h"
