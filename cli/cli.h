@@ -13,7 +13,10 @@
 #include <stdint.h>
 
 #include "cli/options.h"
+#include "lib/cleanup.h"
 #include "lib/hearth.h"
+
+DEFINE_CLEANUP(struct hearth *, hearth_free)
 
 enum cli_exit {
     CLI_DONE = 0,
@@ -77,18 +80,20 @@ int cli_open(const struct cli *cli, bool status_socket, struct hearth **ret_hear
 bool cli_no_daemon(int error);
 /* Notes a reply's end, if it is one. */
 void cli_note_end(struct cli_end *end, const struct hearth_reply *reply);
+/* The callback of a request of which only that counts; `userdata`: its struct cli_end. */
+void cli_on_end(void *userdata, const struct hearth_reply *reply);
 /* Runs until no request lives any more. At Ctrl-C the requests ids[0..n) are cancelled, and their
  * ends are waited for briefly. CLI_DONE (whatever the requests' ends), CLI_FAILED once the
  * connection is lost (their ends say so), CLI_INTERRUPTED. */
 int cli_run(struct hearth *h, const uint64_t *ids, size_t n);
-/* Input that a command takes while requests live. `fd` is -1 while none is wanted; `ready` is called
- * when a read would not block, and may start requests and set `fd`. */
+/* Input that a command takes while requests live. `fd` is -1 while none is wanted; `ready` is
+ * called when a read would not block, and may start requests and set `fd`. */
 struct cli_input {
     int fd;
     void (*ready)(struct cli_input *input);
 };
-/* The same, and goes on while input is wanted. The ids are read when Ctrl-C comes: those of requests
- * that have ended do no harm. */
+/* The same, and goes on while input is wanted. The ids are read when Ctrl-C comes: those of
+ * requests that have ended do no harm. */
 int cli_run_input(struct hearth *h, const uint64_t *ids, size_t n, struct cli_input *input);
 /* Monotonic. */
 uint64_t cli_now_us(void);
@@ -98,6 +103,9 @@ bool cli_interrupted(void);
 int cli_report(const struct cli_end *end);
 /* A request that libhearth refused: prints its sentence. */
 int cli_refused(const struct hearth *h, int error);
+/* Runs the one request that was begun with `r` (of a function of hearth.h) to its end, which its
+ * callback notes, and prints how it failed: an exit code. */
+int cli_finish(struct hearth *h, int r, uint64_t id, const struct cli_end *end);
 
 /* Most models of one command line. */
 #define CLI_MAX_MODELS 64u

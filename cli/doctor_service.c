@@ -16,8 +16,6 @@
 #include "cli/doctor.h"
 #include "lib/cleanup.h"
 
-DEFINE_CLEANUP(struct hearth *, hearth_free)
-
 #define CONNECT_LIMIT_US 2000000u
 #define ANSWER_LIMIT_US  2000000u
 #define CHECK_LIMIT_US   20000000u
@@ -393,7 +391,7 @@ static void checked(struct doctor *d, struct child_result *result)
 void doctor_config(struct doctor *d)
 {
     static const char *const service_env[] = {
-        "env", "-u",         "XDG_DATA_HOME",     "-u", "XDG_STATE_HOME", "-u", "XDG_CONFIG_HOME",
+        "env", "-u",         "XDG_DATA_HOME",       "-u", "XDG_STATE_HOME", "-u", "XDG_CONFIG_HOME",
         "-u",  "HEARTH_CPU", ("HOME=" SYSTEM_STATE)};
     char path[DOCTOR_PATH_BYTES], cmdline[64];
     const char *argv[MAX_FLAGS + ELEMENTSOF(service_env) + 4];

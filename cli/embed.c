@@ -10,8 +10,6 @@
 #include "cli/output.h"
 #include "lib/cleanup.h"
 
-DEFINE_CLEANUP(struct hearth *, hearth_free)
-
 /* Lines asked for and not yet printed: enough for a batch, little enough for anybody's share. */
 #define MAX_IN_FLIGHT 64u
 /* A line beyond this is beyond every frame that a daemon takes. */
@@ -163,9 +161,9 @@ static void on_input(struct cli_input *input)
         size_t capacity = e->capacity ? e->capacity * 2 : 65536;
         char *text = capacity <= LINE_MAX_BYTES ? realloc(e->text, capacity) : NULL;
         if (!text) {
-            stop_reading(e, cli_error("line %" PRIu64 " is longer than 8 MiB, or memory is out: "
+            stop_reading(e, cli_error("line %" PRIu64 " is longer than %u MiB, or memory is out: "
                                       "no more is read",
-                                      e->n_asked + 1));
+                                      e->n_asked + 1, LINE_MAX_BYTES >> 20));
             advance(e);
             return;
         }

@@ -10,8 +10,6 @@
 #include "cli/output.h"
 #include "lib/cleanup.h"
 
-DEFINE_CLEANUP(struct hearth *, hearth_free)
-
 struct watching {
     struct hearth *h;
     uint64_t id;

@@ -42,9 +42,8 @@ static const struct cli_command commands[] = {
      "prometheus by default.\n",
      true},
     {"reload", cli_reload, "", "look through the models directories again",
-     "Returns once the daemon has looked; for its administrators. New files appear, files that "
-     "are\n"
-     "gone disappear, and models that failed may be tried again where their files have changed.\n",
+     "Returns once the daemon has looked; for its administrators. New files appear, those that\n"
+     "are gone disappear, and models that failed may be tried again where their files changed.\n",
      false},
     {"top", cli_top, "[--interval TIME] [--once]", "watch the daemon at work",
      "On a terminal the figures are drawn anew every interval; q leaves. Elsewhere they come as a\n"

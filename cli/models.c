@@ -9,8 +9,6 @@
 #include "cli/output.h"
 #include "lib/cleanup.h"
 
-DEFINE_CLEANUP(struct hearth *, hearth_free)
-
 struct listing {
     const char *only; /* one model in full; NULL: all */
     bool json_wanted;
@@ -178,12 +176,9 @@ static int list_names(const struct cli *cli, struct listing *l)
 
 static int ask_daemon(struct hearth *h, struct listing *l)
 {
-    uint64_t id;
+    uint64_t id = 0;
     int r = hearth_models(h, l->only, on_reply, l, &id);
-    if (r < 0)
-        return cli_refused(h, r);
-    int exit_code = cli_run(h, &id, 1);
-    return exit_code == CLI_INTERRUPTED ? exit_code : cli_report(&l->end);
+    return cli_finish(h, r, id, &l->end);
 }
 
 static int list(struct cli *cli, struct listing *l)

@@ -46,12 +46,7 @@ static bool is_control(const uint8_t *bytes, int len)
            (len == 2 && bytes[0] == 0xc2 && bytes[1] < 0xa0);
 }
 
-struct growing {
-    char *data;
-    size_t len, capacity;
-};
-
-static int grow_append(struct growing *g, const void *bytes, size_t len)
+int text_append(struct text_buffer *g, const void *bytes, size_t len)
 {
     if (g->capacity - g->len < len + 1) {
         size_t capacity = MAX(g->capacity * 2, g->len + len + 64);
@@ -67,12 +62,12 @@ static int grow_append(struct growing *g, const void *bytes, size_t len)
     return 0;
 }
 
-static int grow_escaped(struct growing *g, const uint8_t *bytes, size_t len)
+static int grow_escaped(struct text_buffer *g, const uint8_t *bytes, size_t len)
 {
     for (size_t i = 0; i < len; i++) {
         char hex[8];
         int n = snprintf(hex, sizeof(hex), "\\x%02x", bytes[i]);
-        int r = grow_append(g, hex, (size_t)n);
+        int r = text_append(g, hex, (size_t)n);
         if (r < 0)
             return r;
     }
@@ -81,11 +76,11 @@ static int grow_escaped(struct growing *g, const uint8_t *bytes, size_t len)
 
 /* Appends the text with its controls escaped. Stops before a sequence that is cut by the end and
  * tells where in *ret_used; with `whole` such a sequence is escaped too. */
-static int escape_into(struct growing *g, const uint8_t *bytes, size_t len, bool keep_newlines,
+static int escape_into(struct text_buffer *g, const uint8_t *bytes, size_t len, bool keep_newlines,
                        bool whole, size_t *ret_used)
 {
     size_t i = 0;
-    int r = grow_append(g, "", 0);
+    int r = text_append(g, "", 0);
     while (r == 0 && i < len) {
         int n = sequence_len(bytes + i, len - i);
         if (n < 0 && !whole)
@@ -94,7 +89,7 @@ static int escape_into(struct growing *g, const uint8_t *bytes, size_t len, bool
         if (n <= 0 || (is_control(bytes + i, n) && !newline))
             r = grow_escaped(g, bytes + i, (size_t)MAX(n, 1));
         else
-            r = grow_append(g, bytes + i, (size_t)n);
+            r = text_append(g, bytes + i, (size_t)n);
         i += (size_t)MAX(n, 1);
     }
     *ret_used = i;
@@ -103,7 +98,7 @@ static int escape_into(struct growing *g, const uint8_t *bytes, size_t len, bool
 
 char *text_escape(const char *text, size_t len, bool keep_newlines)
 {
-    struct growing g = {0};
+    struct text_buffer g = {0};
     size_t used;
     if (escape_into(&g, (const uint8_t *)text, len, keep_newlines, true, &used) == 0)
         return g.data;
@@ -111,15 +106,23 @@ char *text_escape(const char *text, size_t len, bool keep_newlines)
     return NULL;
 }
 
+void text_print_lines(const char *text, size_t len)
+{
+    _cleanup_free_ char *shown = text_escape(text, len, true);
+    size_t shown_len = shown ? strlen(shown) : 0;
+    if (shown_len)
+        printf("%s%s", shown, shown[shown_len - 1] != '\n' ? "\n" : "");
+}
+
 char *text_to_utf8(const char *text, size_t len, size_t *ret_len)
 {
-    struct growing g = {0};
+    struct text_buffer g = {0};
     const uint8_t *bytes = (const uint8_t *)text;
-    int r = grow_append(&g, "", 0);
+    int r = text_append(&g, "", 0);
     for (size_t i = 0; r == 0 && i < len;) {
         int n = sequence_len(bytes + i, len - i);
-        r = n > 0 ? grow_append(&g, bytes + i, (size_t)n)
-                  : grow_append(&g, REPLACEMENT, strlen(REPLACEMENT));
+        r = n > 0 ? text_append(&g, bytes + i, (size_t)n)
+                  : text_append(&g, REPLACEMENT, strlen(REPLACEMENT));
         i += (size_t)MAX(n, 1);
     }
     if (r < 0) {
@@ -149,11 +152,11 @@ int text_out_write(struct text_out *out, const char *text, size_t len)
 {
     if (!out->escape)
         return write_whole(out, text, len);
-    struct growing piece = {0}, shown = {0};
+    struct text_buffer piece = {0}, shown = {0};
     size_t used = 0;
-    int r = grow_append(&piece, out->carry, out->n_carry);
+    int r = text_append(&piece, out->carry, out->n_carry);
     if (r == 0)
-        r = grow_append(&piece, text, len);
+        r = text_append(&piece, text, len);
     if (r == 0)
         r = escape_into(&shown, (const uint8_t *)piece.data, piece.len, true, false, &used);
     if (r == 0) {
@@ -252,7 +255,7 @@ void table_done(struct table *table)
 
 /* ---- JSON ---- */
 
-static json_t *json_bytes(const char *text, size_t len)
+json_t *json_bytes(const char *text, size_t len)
 {
     size_t utf8_len = 0;
     _cleanup_free_ char *utf8 = text_to_utf8(text, len, &utf8_len);

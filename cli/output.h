@@ -32,6 +32,17 @@ char *text_escape(const char *text, size_t len, bool keep_newlines);
 /* A copy (malloc) in which bytes that are no UTF-8 are U+FFFD; *ret_len is its length. */
 char *text_to_utf8(const char *text, size_t len, size_t *ret_len);
 
+/* Prints lines to stdout, escaped so and ended by a newline. */
+void text_print_lines(const char *text, size_t len);
+
+/* Bytes that grow (malloc) with a NUL behind them. Zero-initialise; whoever has it frees `data`. */
+struct text_buffer {
+    char *data;
+    size_t len, capacity;
+};
+/* 0 or -ENOMEM. */
+int text_append(struct text_buffer *buffer, const void *bytes, size_t len);
+
 /* "1.1GiB", "640KiB", "17B": no blank inside, so that columns stay columns. */
 #define SIZE_TEXT_BYTES 16
 const char *size_text(uint64_t bytes, char ret_text[SIZE_TEXT_BYTES]);
@@ -50,6 +61,7 @@ void table_done(struct table *table);
 
 /* A JSON string of bytes that need not be UTF-8. */
 json_t *json_text(const char *text);
+json_t *json_bytes(const char *text, size_t len);
 /* The flat lines `key value` as an object; values that are numbers become numbers. */
 json_t *json_flat(const char *lines);
 /* Prints to stdout with a newline and drops the reference: an exit code. */

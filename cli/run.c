@@ -11,15 +11,12 @@
 #include "cli/output.h"
 #include "lib/cleanup.h"
 
-DEFINE_CLEANUP(struct hearth *, hearth_free)
-
 struct running {
     const char *model;
     bool json;
     struct text_out out;
-    int write_error; /* stdout took no more: negative errno */
-    char *text;      /* --json: all of it */
-    size_t len, capacity;
+    int write_error;         /* stdout took no more: negative errno */
+    struct text_buffer text; /* --json: all of it */
     struct cli_end end;
     struct hearth *h;
     uint64_t id;
@@ -28,26 +25,11 @@ struct running {
     uint64_t queued_us, load_us, prefill_us, decode_us;
 };
 
-static int keep_text(struct running *run, const char *text, size_t len)
-{
-    if (run->capacity - run->len < len + 1) {
-        size_t capacity = MAX(run->capacity * 2, run->len + len + 4096);
-        char *larger = realloc(run->text, capacity);
-        if (!larger)
-            return -ENOMEM;
-        run->text = larger;
-        run->capacity = capacity;
-    }
-    memcpy(run->text + run->len, text, len);
-    run->len += len;
-    return 0;
-}
-
 static void on_text(struct running *run, const struct hearth_reply *reply)
 {
     if (!reply->text || run->write_error || cli_interrupted())
         return;
-    int r = run->json ? keep_text(run, reply->text, reply->text_bytes)
+    int r = run->json ? text_append(&run->text, reply->text, reply->text_bytes)
                       : text_out_write(&run->out, reply->text, reply->text_bytes);
     if (r == -EINTR && cli_interrupted())
         return;
@@ -77,9 +59,7 @@ static void on_reply(void *userdata, const struct hearth_reply *reply)
 
 static char *quoted(const char *text, size_t len)
 {
-    size_t utf8_len = 0;
-    _cleanup_free_ char *utf8 = text_to_utf8(text, len, &utf8_len);
-    json_t *json = utf8 ? json_stringn(utf8, utf8_len) : NULL;
+    json_t *json = json_bytes(text, len);
     char *dumped = json ? json_dumps(json, JSON_ENCODE_ANY) : NULL;
     json_decref(json);
     return dumped;
@@ -89,7 +69,7 @@ static char *quoted(const char *text, size_t len)
 static int print_json(const struct running *run)
 {
     _cleanup_free_ char *model = quoted(run->model, strlen(run->model));
-    _cleanup_free_ char *text = quoted(run->text ? run->text : "", run->len);
+    _cleanup_free_ char *text = quoted(run->text.data ? run->text.data : "", run->text.len);
     _cleanup_free_ char *reason = quoted(run->reason, strlen(run->reason));
     if (!model || !text || !reason)
         return cli_error("no memory for the answer as JSON");
@@ -186,7 +166,7 @@ static int generate(struct cli *cli, struct hearth_generate *request, int file_f
     if (r < 0)
         return cli_refused(h, r);
     exit_code = finish(&run, cli_run(h, &run.id, 1));
-    free(run.text);
+    free(run.text.data);
     return exit_code;
 }
 

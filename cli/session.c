@@ -6,13 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
-#include "lib/cleanup.h"
-
-DEFINE_CLEANUP(struct hearth *, hearth_free)
+#include "lib/clock.h"
 
 /* How long a cancelled request's end is waited for. */
 #define CANCEL_WAIT_US 2000000u
@@ -114,9 +111,7 @@ int cli_refused(const struct hearth *h, int error)
 
 uint64_t cli_now_us(void)
 {
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000u + (uint64_t)ts.tv_nsec / 1000u;
+    return clock_monotonic_us(NULL);
 }
 
 /* Waits for the daemon, for input or for Ctrl-C; false once `deadline_us` has passed. */
@@ -164,12 +159,20 @@ int cli_run(struct hearth *h, const uint64_t *ids, size_t n)
     return cli_run_input(h, ids, n, NULL);
 }
 
-/* ---- the same of several models ---- */
-
-static void on_end(void *userdata, const struct hearth_reply *reply)
+void cli_on_end(void *userdata, const struct hearth_reply *reply)
 {
     cli_note_end(userdata, reply);
 }
+
+int cli_finish(struct hearth *h, int r, uint64_t id, const struct cli_end *end)
+{
+    if (r < 0)
+        return cli_refused(h, r);
+    int exit_code = cli_run(h, &id, 1);
+    return exit_code == CLI_INTERRUPTED ? exit_code : cli_report(end);
+}
+
+/* ---- the same of several models ---- */
 
 static int each(struct cli *cli, bool status_socket, const char *const *names, size_t n,
                 cli_ask_fn ask, const void *userdata)
@@ -181,7 +184,7 @@ static int each(struct cli *cli, bool status_socket, const char *const *names, s
     if (exit_code != CLI_DONE)
         return exit_code;
     for (size_t i = 0; i < n; i++) {
-        int r = ask(h, names[i], userdata, on_end, &ends[i], &ids[i]);
+        int r = ask(h, names[i], userdata, cli_on_end, &ends[i], &ids[i]);
         if (r < 0)
             return cli_refused(h, r);
     }

@@ -8,8 +8,6 @@
 #include "cli/output.h"
 #include "lib/cleanup.h"
 
-DEFINE_CLEANUP(struct hearth *, hearth_free)
-
 struct collecting {
     struct cli_end end;
     json_t *json; /* NULL: text */
@@ -19,14 +17,10 @@ struct collecting {
 
 static void print_section(struct collecting *c, const struct hearth_reply *reply)
 {
-    _cleanup_free_ char *text = text_escape(reply->text, reply->text_bytes, true);
     _cleanup_free_ char *name = text_escape(reply->name, strlen(reply->name), false);
-    if (!text || !name)
-        return;
-    size_t len = strlen(text);
-    if (c->headings)
+    if (c->headings && name)
         printf("%s%s:\n", c->n ? "\n" : "", name);
-    printf("%s%s", text, len && text[len - 1] != '\n' ? "\n" : "");
+    text_print_lines(reply->text, reply->text_bytes);
 }
 
 static void on_reply(void *userdata, const struct hearth_reply *reply)
@@ -49,16 +43,12 @@ static void on_reply(void *userdata, const struct hearth_reply *reply)
 static int collect(struct cli *cli, const char *section, struct collecting *c)
 {
     _cleanup_(hearth_freep) struct hearth *h = NULL;
-    uint64_t id;
+    uint64_t id = 0;
     int exit_code = cli_open(cli, true, &h);
     if (exit_code != CLI_DONE)
         return exit_code;
     int r = hearth_metrics(h, section, on_reply, c, &id);
-    if (r < 0)
-        return cli_refused(h, r);
-    exit_code = cli_run(h, &id, 1);
-    if (exit_code != CLI_INTERRUPTED)
-        exit_code = cli_report(&c->end);
+    exit_code = cli_finish(h, r, id, &c->end);
     if (exit_code == CLI_DONE && c->json)
         exit_code = json_print(json_incref(c->json));
     return exit_code;

@@ -9,8 +9,6 @@
 #include "cli/output.h"
 #include "lib/cleanup.h"
 
-DEFINE_CLEANUP(struct hearth *, hearth_free)
-
 struct asking {
     struct cli_end end;
     char *state, *version, *info;
@@ -37,14 +35,10 @@ static void on_reply(void *userdata, const struct hearth_reply *reply)
 
 static int ask_daemon(struct hearth *h, struct asking *a)
 {
-    uint64_t id;
-    int r = hearth_status(h, on_reply, a, &id);
-    if (r < 0)
-        return cli_refused(h, r);
+    uint64_t id = 0;
     a->pid = hearth_daemon_pid(h);
-    int exit_code = cli_run(h, &id, 1);
-    if (exit_code != CLI_INTERRUPTED)
-        exit_code = cli_report(&a->end);
+    int r = hearth_status(h, on_reply, a, &id);
+    int exit_code = cli_finish(h, r, id, &a->end);
     keep(&a->version, hearth_daemon_version(h));
     return exit_code;
 }
@@ -79,11 +73,8 @@ static void print_lines(const struct asking *a, const char *socket)
     print_line("version", a->version);
     if (a->pid)
         printf("pid %" PRId64 "\n", a->pid);
-    if (a->info) {
-        _cleanup_free_ char *info = text_escape(a->info, strlen(a->info), true);
-        size_t len = info ? strlen(info) : 0;
-        printf("%s%s", info ? info : "", len && info[len - 1] != '\n' ? "\n" : "");
-    }
+    if (a->info)
+        text_print_lines(a->info, strlen(a->info));
 }
 
 static int print_status(const struct cli *cli, struct asking *a)

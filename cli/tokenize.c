@@ -8,8 +8,6 @@
 #include "cli/output.h"
 #include "lib/cleanup.h"
 
-DEFINE_CLEANUP(struct hearth *, hearth_free)
-
 struct tokenizing {
     struct cli_end end;
     int32_t *ids;
@@ -46,18 +44,14 @@ static int tokenize(struct cli *cli, const char *model, const char *text, size_t
 {
     struct tokenizing t = {0};
     _cleanup_(hearth_freep) struct hearth *h = NULL;
-    uint64_t id;
+    uint64_t id = 0;
     int exit_code = cli_open(cli, false, &h);
     if (exit_code != CLI_DONE)
         return exit_code;
     int r = hearth_tokenize(h, model, text, len, on_reply, &t, &id);
-    if (r < 0)
-        return cli_refused(h, r);
-    exit_code = cli_run(h, &id, 1);
-    if (exit_code != CLI_INTERRUPTED)
-        exit_code = t.failed ? cli_error("no memory for the ids") : cli_report(&t.end);
+    exit_code = cli_finish(h, r, id, &t.end);
     if (exit_code == CLI_DONE)
-        exit_code = print_ids(cli, &t);
+        exit_code = t.failed ? cli_error("no memory for the ids") : print_ids(cli, &t);
     free(t.ids);
     return exit_code;
 }

@@ -15,8 +15,6 @@
 #include "cli/terminal.h"
 #include "lib/cleanup.h"
 
-DEFINE_CLEANUP(struct hearth *, hearth_free)
-
 #define DEFAULT_INTERVAL_US 1000000u
 #define LEAST_INTERVAL_US   100000u
 /* The first picture has no rates: the second comes soon. */

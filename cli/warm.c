@@ -11,8 +11,6 @@
 #include "cli/terminal.h"
 #include "lib/cleanup.h"
 
-DEFINE_CLEANUP(struct hearth *, hearth_free)
-
 #define BAR_WIDTH 30
 /* Blanks, percent, the longest state, two sizes. */
 #define BAR_TEXT_WIDTH 36u
@@ -119,12 +117,6 @@ static void on_progress(void *userdata, const struct hearth_reply *reply)
         print_line(m);
 }
 
-static void on_acknowledged(void *userdata, const struct hearth_reply *reply)
-{
-    struct warm_model *m = userdata;
-    cli_note_end(&m->end, reply);
-}
-
 static int report(const struct warming *w, int exit_code)
 {
     if (exit_code == CLI_INTERRUPTED)
@@ -149,7 +141,8 @@ static int warm(struct cli *cli, struct warming *w, bool wait)
         return exit_code;
     for (size_t i = 0; i < w->n; i++) {
         struct warm_model *m = &w->models[i];
-        int r = hearth_warm(h, m->name, wait, wait ? on_progress : on_acknowledged, m, &ids[i]);
+        int r = wait ? hearth_warm(h, m->name, true, on_progress, m, &ids[i])
+                     : hearth_warm(h, m->name, false, cli_on_end, &m->end, &ids[i]);
         if (r < 0)
             return cli_refused(h, r);
     }
