@@ -58,14 +58,6 @@ static void watching_norm(const float *x, const float *weight, uint32_t n, float
     plain_norm(x, weight, n, eps, y);
 }
 
-/* The engine thread stands in the middle of a step when this returns. */
-static void stop_in_step(void)
-{
-    atomic_store(&gate_shut, true);
-    while (sem_wait(&at_gate) < 0)
-        ;
-}
-
 /* From one step into the next: its kernels run many times in each. */
 static void stop_in_next_step(const struct world *world)
 {
@@ -199,6 +191,26 @@ static struct request *lend(struct world *world, struct request *request)
     return request;
 }
 
+/* The engine thread stands in the middle of the request's first step when this returns. */
+static struct request *lend_and_stop(struct world *world, struct request *request)
+{
+    atomic_store(&gate_shut, true);
+    lend(world, request);
+    while (sem_wait(&at_gate) < 0)
+        ;
+    return request;
+}
+
+/* Cancels the only one there was, if its end has not come by itself before. */
+static void cancel_and_free(struct world *world, struct request *request)
+{
+    runner_cancel(world->runner, request, CODE_CANCELLED);
+    wait_for(world, &world->n_ended, 1);
+    while (request->messages_sent != request->messages_taken + request->late)
+        take(world);
+    request_free(request);
+}
+
 /* Ends the thread, whatever it is at. */
 static void end_thread(struct world *world)
 {
@@ -271,11 +283,11 @@ Test(runner, its_end_ends_what_is_lent)
     };
     uint32_t n = ELEMENTSOF(requests);
 
-    for (uint32_t i = 0; i + 2 < n; i++)
+    lend_and_stop(world, requests[0]);
+    for (uint32_t i = 1; i + 2 < n; i++)
         lend(world, requests[i]);
     while (!atomic_load(&requests[1]->stream.parked) || !atomic_load(&requests[2]->stream.parked))
-        take(world);
-    stop_in_step();
+        stop_in_next_step(world);
     for (uint32_t i = n - 2; i < n; i++)
         lend(world, requests[i]);
     stop_in_next_step(world);
@@ -297,9 +309,8 @@ Test(runner, it_ends_while_models_come_and_go)
     struct world *world = world_new(&(struct runner_options){0});
     struct model_plan plan = tiny_model_plan();
     struct runner_model *model = small_model(world, 4096);
-    struct request *request = lend(world, request_for(model, 10, 4000, 1u << 20));
+    struct request *request = lend_and_stop(world, request_for(model, 10, 4000, 1u << 20));
 
-    stop_in_step();
     plan.dim = LARGE_DIM;
     plan.layers = 8;
     add_model(world, &plan);
@@ -320,20 +331,17 @@ Test(runner, a_model_that_warms_stops_nobody)
     struct world *world = world_new(&(struct runner_options){0});
     struct model_plan plan = tiny_model_plan();
     struct runner_model *small = small_model(world, 8192);
-    struct request *request = lend(world, request_for(small, 5, 8000, 1u << 20));
+    struct request *request = lend_and_stop(world, request_for(small, 5, 8000, 1u << 20));
 
-    wait_for(world, &world->n_texts, 1);
     watched = world->metrics;
     plan.dim = LARGE_DIM;
     plan.layers = 12;
     add_model(world, &plan);
+    sem_post(&go_on);
     wait_for(world, &world->n_warmed, 2);
     cr_expect_eq(n_large, 12 * 2 + 1, "%lu norms", n_large);
     cr_expect_gt(steps_at_last, steps_at_first, "nothing else ran while the model warmed");
-    cr_expect_eq(world->n_ended, 0);
-    runner_cancel(world->runner, request, CODE_CANCELLED);
-    wait_for(world, &world->n_ended, 1);
-    request_free(request);
+    cancel_and_free(world, request);
     world_free(world);
 }
 
@@ -342,9 +350,9 @@ Test(runner, a_model_that_warms_can_be_let_go)
 {
     struct world *world = world_new(&(struct runner_options){0});
     struct model_plan plan = tiny_model_plan();
-    struct request *request = lend(world, request_for(small_model(world, 8192), 5, 8000, 1u << 20));
+    struct request *request =
+        lend_and_stop(world, request_for(small_model(world, 8192), 5, 8000, 1u << 20));
 
-    stop_in_step();
     plan.layers = 12;
     cr_assert_eq(runner_remove_model(world->runner, add_model(world, &plan)), 0);
     runner_cancel(world->runner, request, CODE_CANCELLED);
@@ -380,11 +388,10 @@ Test(runner, a_cancel_in_a_step_frees_its_memory_before_the_next)
     plan.context = 496;
     model = add_model(world, &plan);
     wait_for(world, &world->n_warmed, 1);
-    first = lend(world, request_for(model, 320, 100, 1u << 20));
-    wait_for(world, &world->n_texts, 1);
+    first = lend_and_stop(world, request_for(model, 320, 100, 1u << 20));
     second = lend(world, request_for(model, 20, 100, 1u << 20));
-    wait_for(world, &world->n_texts, world->n_texts + 8);
-    stop_in_step();
+    while (!first->job.chunk || !second->job.chunk || first->job.fed < 320)
+        stop_in_next_step(world);
     waiting = lend(world, request_for(model, 300, 2, 1u << 20));
     stop_in_next_step(world);
     rows = metrics_get(world->metrics, M_STEP_ROWS);
@@ -398,8 +405,6 @@ Test(runner, a_cancel_in_a_step_frees_its_memory_before_the_next)
     cr_expect_null(first->sequence);
     cr_expect(first->ended && first->reason == END_CANCELLED);
     sem_post(&go_on);
-    wait_for(world, &world->n_ended, 2);
-    runner_cancel(world->runner, second, CODE_CANCELLED);
     wait_for(world, &world->n_ended, 3);
     cr_expect_eq(metrics_get(world->metrics, M_PREEMPTIONS), 0);
     request_free(first);
