@@ -671,8 +671,8 @@ Test(registry, a_load_without_progress_fails_after_its_timeout_and_may_be_tried_
     entry = registry_find(house.registry, "one");
     registry_want(house.registry, entry, LOAD_INTERACTIVE, false);
     house_until(&house, entry, MODEL_LOADING);
-    while (atomic_load(&entry->task->n_hands) == 0)
-        usleep(1000);
+    while (atomic_load(&entry->task->progress.total_bytes) == 0)
+        usleep(1000); /* its memory is mapped: it is at its pieces */
     registry_tick(house.registry);
     house.now_us += house.config->loading.timeout_us - 1000000;
     registry_tick(house.registry);
@@ -699,8 +699,8 @@ Test(registry, a_cancelled_load_that_hangs_is_given_up_soon)
     entry = registry_find(house.registry, "one");
     registry_want(house.registry, entry, LOAD_WARM, false);
     house_until(&house, entry, MODEL_LOADING);
-    while (atomic_load(&entry->task->n_hands) == 0)
-        usleep(1000);
+    while (atomic_load(&entry->task->progress.total_bytes) == 0)
+        usleep(1000); /* its memory is mapped: it is at its pieces */
     registry_tick(house.registry);
     registry_unload(house.registry, entry);
     registry_tick(house.registry);
