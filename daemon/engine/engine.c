@@ -118,6 +118,8 @@ static void give_tiles(struct sequence *sequence, uint32_t first, uint32_t n_til
 {
     struct model *model = sequence->model;
 
+    if (first == n_tiles)
+        return; /* one that could not begin has no room for pages */
     for (uint32_t layer = model->hparams.n_layers; layer-- > 0;)
         kv_give(&model->kv, n_tiles - first,
                 sequence->pages + (size_t)layer * sequence->tile_stride + first);
