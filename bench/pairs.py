@@ -40,6 +40,11 @@ def ratio_of(numbers, name):
             "high": interval(numbers)[2], "n": len(numbers)}
 
 
+def ratio(a, b):
+    """0 where a window was too short for anything."""
+    return a / b if b else 0.0
+
+
 def tell(numbers, name, results, digits=3):
     print(f"{name:44} {shown(numbers, digits)}")
     results.append(ratio_of(numbers, name))
@@ -103,11 +108,11 @@ def reader(args, results):
 
         alone, with_them = alternately(args, without, beside)
     for name, key in (("p99", "p99"), ("p50", "p50")):
-        tell([b["latency_us"][key] / a["latency_us"][key] for a, b in zip(alone, with_them)],
+        tell([ratio(b["latency_us"][key], a["latency_us"][key]) for a, b in zip(alone, with_them)],
              f"others' {name}, readers stopped / none", results)
-    tell([b["requests_per_s"] / a["requests_per_s"] for a, b in zip(alone, with_them)],
+    tell([ratio(b["requests_per_s"], a["requests_per_s"]) for a, b in zip(alone, with_them)],
          "others' requests/s, readers stopped / none", results)
-    tell([b["cpu_s"] / b["requests"] / (a["cpu_s"] / a["requests"])
+    tell([ratio(ratio(b["cpu_s"], b["requests"]), ratio(a["cpu_s"], a["requests"]))
           for a, b in zip(alone, with_them)],
          "the daemon's CPU a request, stopped / none", results)
     print(f"errors: {sum(f['errors'] for f in alone + with_them)}")
