@@ -111,8 +111,11 @@ static uint32_t free_loads(void)
 int main(void)
 {
     static struct lent lent = {.random = 1, .on_end = on_end, .on_text = on_text};
-    struct runner_options options = {
-        .max_batch = 16, .min_batch = 1, .chunk_target_us = 20000, .max_requests = N_REQUESTS};
+    struct runner_options options = {.max_batch = 16,
+                                     .min_batch = 1,
+                                     .chunk_target_us = 20000,
+                                     .park_timeout_us = 60000000,
+                                     .max_requests = N_REQUESTS};
     struct loader_options loading = {
         .max_concurrent = 2, .clock = &lent_clock, .done = on_load_done};
     struct loader *loader;
