@@ -163,6 +163,8 @@ def the_documents_example_runs(t):
     compiler = t.need_program("cc")
     text = (ROOT / "docs" / "connection-pooling.md").read_text(encoding="utf-8")
     source = t.write("story.c", re.search(r"^```c\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[1])
+    named = re.search(r"pkg-config --cflags --libs (\S+)\)", text)[1]
+    expect((BUILD / "meson-private" / f"{named}.pc").exists(), f"pkg-config knows no {named}")
     need_plain_build()
     t.run(compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-I", ROOT / "lib", "-o",
           t.dir / "story", source, BUILD / "lib" / "libhearth.a", "-lpthread")
