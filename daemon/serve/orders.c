@@ -26,6 +26,9 @@ bool order_waits(struct service *service, struct peer *peer, const struct wire_h
 {
     struct request *request;
 
+    /* A file that came along stays with its frame alone: it is answered at once. */
+    if (peer->file_fd >= 0 || peer->file_refused)
+        return false;
     if (!may_wait(service, header, options) || registry_find(service->registry, options->model) ||
         !registry_rescan(service->registry, false))
         return false;

@@ -103,7 +103,7 @@ def descriptors_of_other_kinds_end_the_connection(t):
              (warm, readable, readable), (frame("NULL", 5), readable), (frame("STATUS", 5), readable),
              (frame("CANCEL", 5), readable))
     with d.client() as c:
-        c.ask("NULL")
+        c.ask("COMPLETE", ("MODEL", "ember"), ("PROMPT", "a"), ("MAX_TOKENS", 1))  # every thread has begun
         before = descriptors(d.pid)
     def answer(data, fds):
         with d.client() as c:
@@ -123,6 +123,19 @@ def descriptors_of_other_kinds_end_the_connection(t):
     for fd in (readable, writable, bare, folder, *pipe):
         os.close(fd)
     d.alive()
+
+
+@test
+def a_file_with_a_name_is_refused_though_directories_are_due_for_a_look(t):
+    d = t.daemon()
+    fd = os.open(packed_model(t), os.O_RDONLY)
+    with d.client() as c:
+        c.ask("WARM", ("MODEL", "nobody"))  # an unknown name has the directories looked through
+        time.sleep(1.1)  # and the next one may again
+        send_with(c, frame("WARM", 6, ("MODEL", "mine")), fd)
+        last = c.receive()
+        expect(last.get("CODE") == "bad-request", f"{last}")
+    os.close(fd)
 
 
 @test
