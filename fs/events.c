@@ -13,10 +13,12 @@
 struct event {
     char *text;
     uint64_t lost;
+    uint64_t before; /* the daemon's events before it, those lost among them */
 };
 
 struct events {
-    uint64_t next; /* number of the event that comes next */
+    uint64_t next;  /* number of the event that comes next */
+    uint64_t total; /* the daemon's events until now */
     struct event ring[NEWS_EVENTS_KEPT];
 };
 
@@ -45,7 +47,8 @@ static void push(struct events *events, char *text, uint64_t lost)
     struct event *event = &events->ring[events->next++ % NEWS_EVENTS_KEPT];
 
     free(event->text);
-    *event = (struct event){text, lost};
+    *event = (struct event){.text = text, .lost = lost, .before = events->total};
+    events->total += text ? 1 : lost;
 }
 
 void events_push_lost(struct events *events, uint64_t n)
@@ -74,7 +77,7 @@ uint64_t events_pushed(const struct events *events)
 
 void events_reader_init(const struct events *events, struct events_reader *reader)
 {
-    *reader = (struct events_reader){.at = events->next};
+    *reader = (struct events_reader){.at = events->next, .told = events->total};
 }
 
 void events_reader_done(struct events_reader *reader)
@@ -85,7 +88,7 @@ void events_reader_done(struct events_reader *reader)
 
 bool events_pending(const struct events *events, const struct events_reader *reader)
 {
-    return reader->rest || reader->lost || reader->at < events->next;
+    return reader->rest || reader->told < events->total;
 }
 
 /* As much of the line as there is room for; what is left becomes the reader's rest. */
@@ -120,15 +123,20 @@ static void give_rest(struct events_reader *reader, char *ret_text, size_t size,
     reader->rest = NULL;
 }
 
-/* Takes what is lost at the reader's place into its account. */
-static void skip_lost(const struct events *events, struct events_reader *reader)
+static const struct event *event_at(const struct events *events, uint64_t at)
 {
-    if (events->next - reader->at > NEWS_EVENTS_KEPT) {
-        reader->lost += events->next - NEWS_EVENTS_KEPT - reader->at;
+    return &events->ring[at % NEWS_EVENTS_KEPT];
+}
+
+/* What the reader missed before his place, or has to be told of there. */
+static uint64_t skip_lost(const struct events *events, struct events_reader *reader)
+{
+    if (events->next - reader->at > NEWS_EVENTS_KEPT)
         reader->at = events->next - NEWS_EVENTS_KEPT;
-    }
-    while (reader->at < events->next && !events->ring[reader->at % NEWS_EVENTS_KEPT].text)
-        reader->lost += events->ring[reader->at++ % NEWS_EVENTS_KEPT].lost;
+    while (reader->at < events->next && !event_at(events, reader->at)->text)
+        reader->at++;
+    return (reader->at < events->next ? event_at(events, reader->at)->before : events->total) -
+           reader->told;
 }
 
 /* A line that would be cut comes with the next read, unless it is the first of this one. */
@@ -145,22 +153,22 @@ int events_read(const struct events *events, struct events_reader *reader, char 
 
     if (reader->rest)
         give_rest(reader, ret_text, size, &used);
-    skip_lost(events, reader);
-    while (r == 0 && used < size && !reader->rest && (reader->lost || reader->at < events->next)) {
-        const char *line = events->ring[reader->at % NEWS_EVENTS_KEPT].text;
+    while (r == 0 && used < size && !reader->rest) {
+        uint64_t n_lost = skip_lost(events, reader);
+        const char *line;
         char lost[64];
-        if (reader->lost) {
-            snprintf(lost, sizeof(lost), NEWS_LOST_FORMAT "\n", reader->lost);
-            line = lost;
-        }
+        if (n_lost > 0)
+            snprintf(lost, sizeof(lost), NEWS_LOST_FORMAT "\n", n_lost);
+        else if (reader->at == events->next)
+            break;
+        line = n_lost > 0 ? lost : event_at(events, reader->at)->text;
         if (!fits(strlen(line), used, size))
             break;
         r = give(reader, line, strlen(line), ret_text, size, &used);
-        if (r == 0 && line == lost)
-            reader->lost = 0;
-        else if (r == 0)
-            reader->at++;
-        skip_lost(events, reader);
+        if (r < 0)
+            break;
+        reader->told += n_lost > 0 ? n_lost : 1;
+        reader->at += n_lost == 0;
     }
     if (r < 0 && used == 0)
         return r;

@@ -22,7 +22,7 @@ struct events;
 /* Zero-initialised only by events_reader_init(). */
 struct events_reader {
     uint64_t at;   /* number of the event to come next */
-    uint64_t lost; /* missed and not told yet */
+    uint64_t told; /* of the daemon's events: given, or told to be lost */
     char *rest;    /* of a line that has been given in part */
     size_t rest_at, rest_bytes;
 };

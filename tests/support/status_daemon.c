@@ -20,6 +20,8 @@
 #define TYPES_MAX   32u
 #define HOLDS_MAX   128u
 #define CALLER_MAX  512u
+/* How long a client may leave no room for what it is sent. */
+#define SEND_LIMIT_MS 10000
 
 /* A test cannot go on without it. */
 #define MUST(expression)         \
@@ -81,8 +83,18 @@ static void client_close(struct client *client)
 
 static void send_all(struct client *client, struct wire_buffer *out)
 {
-    /* Answers are small against a socket's buffer; a peer that has gone is noticed when reading. */
-    (void)!send(client->fd, out->data, out->len, MSG_NOSIGNAL);
+    struct pollfd room = {.fd = client->fd, .events = POLLOUT};
+    size_t sent = 0;
+
+    /* Many events at once are more than a socket's buffer; a peer that has gone is noticed when
+     * reading. */
+    while (sent < out->len) {
+        ssize_t n = send(client->fd, out->data + sent, out->len - sent, MSG_NOSIGNAL);
+        if (n > 0)
+            sent += (size_t)n;
+        else if (n == 0 || errno != EAGAIN || poll(&room, 1, SEND_LIMIT_MS) <= 0)
+            break;
+    }
     wire_buffer_done(out);
 }
 

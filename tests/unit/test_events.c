@@ -127,6 +127,23 @@ Test(events, what_the_daemon_left_out_is_told_in_its_place)
     cr_assert_str_eq(take(&reader, 200), text);
 }
 
+Test(events, a_loss_that_is_lost_itself_counts_whole)
+{
+    char lost[64];
+
+    events_push_lost(events, 7);
+    events_push(events, "gone");
+    for (uint32_t i = 0; i < NEWS_EVENTS_KEPT; i++)
+        events_push(events, "x");
+    snprintf(lost, sizeof(lost), NEWS_LOST_FORMAT "\n", (uint64_t)8);
+    cr_assert_str_eq(take(&reader, strlen(lost)), lost);
+    events_push_lost(events, 3);
+    for (uint32_t i = 0; i < NEWS_EVENTS_KEPT; i++)
+        events_push(events, "y");
+    snprintf(lost, sizeof(lost), NEWS_LOST_FORMAT "\n", (uint64_t)NEWS_EVENTS_KEPT + 3);
+    cr_assert_str_eq(take(&reader, strlen(lost)), lost);
+}
+
 Test(events, lines_of_hostile_sizes_count_as_lost)
 {
     _cleanup_free_ char *line = malloc(EVENTS_LINE_BYTES_MAX + 1);
