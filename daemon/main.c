@@ -13,6 +13,7 @@
 #include "daemon/model/registry.h"
 #include "daemon/net/server.h"
 #include "lib/cleanup.h"
+#include "lib/hearth.h"
 
 enum { EXIT_USAGE = 2 };
 
@@ -38,7 +39,8 @@ static void print_usage(FILE *out)
           "  --config FILE     read the configuration (YAML) from FILE\n"
           "  --check           check the configuration and the models, print what would be\n"
           "                    run with, and exit\n"
-          "  --list            print the names of the models and exit\n"
+          "  --list            print the names of the models, write them to the list that is\n"
+          "                    read while no daemon runs, and exit\n"
           "  --print-keys      print every configuration key with its default and exit\n"
           "  --verbose         log connections that come and go, too\n"
           "  --version, --help\n"
@@ -178,6 +180,21 @@ static int serve(const struct config *config, const struct arguments *arguments)
     return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
+/* Prints the names, and leaves them where they are looked for while no daemon runs. */
+static int list(const struct config *config, const struct arguments *arguments,
+                struct fault *ret_fault)
+{
+    char socket_path[HEARTH_PATH_BYTES];
+    _cleanup_free_ char *names_path = NULL;
+    int r = listener_path(arguments->socket_path, socket_path);
+
+    if (r == 0)
+        r = server_names_path(config, socket_path, &names_path);
+    if (r < 0)
+        return fault_set(ret_fault, r, "the socket's path is too long");
+    return registry_list_names(config, names_path, stdout, ret_fault);
+}
+
 int main(int argc, char **argv)
 {
     struct arguments arguments = {0};
@@ -205,7 +222,7 @@ int main(int argc, char **argv)
         log_error("%s", fault.text);
         r = EXIT_USAGE;
     } else if (arguments.list) {
-        r = registry_list_names(config, stdout, &fault) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+        r = list(config, &arguments, &fault) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
     } else if (arguments.check) {
         r = check_print(config, arguments.config_used, stdout, &fault) < 0 ? EXIT_FAILURE
                                                                            : EXIT_SUCCESS;

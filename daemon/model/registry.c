@@ -2,9 +2,11 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/log.h"
@@ -48,23 +50,49 @@ void registry_set_state(struct registry *registry, struct model_entry *entry,
 
 /* ---- the list of names ---- */
 
-/* Written anew and moved into place, so that a reader sees the old list or the new one. */
+/* A list that is written anew and moved into place, so that a reader sees the old one or the new
+ * one. Who writes is in the name meanwhile: a daemon and a `hearthd --list` may do so at once. */
+struct names_file {
+    FILE *out; /* NULL: it cannot be written, or there is none */
+    char *temporary;
+};
+
+static struct names_file names_begin(const char *path)
+{
+    struct names_file names = {NULL, NULL};
+    _cleanup_close_ int fd = -1;
+
+    if (!path || asprintf(&names.temporary, "%s.%d", path, (int)getpid()) < 0)
+        return (struct names_file){NULL, NULL};
+    /* A file of our own making: what somebody else has put there is not written to. */
+    unlink(names.temporary);
+    fd = open(names.temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return names;
+    (void)fchmod(fd, 0644); /* for everybody to read, whatever the umask */
+    names.out = fdopen(fd, "w");
+    if (names.out)
+        (void)TAKE_FD(fd);
+    else
+        unlink(names.temporary);
+    return names;
+}
+
+static void names_end(struct names_file *names, const char *path)
+{
+    if (names->out && (fclose(names->out) != 0 || rename(names->temporary, path) < 0))
+        unlink(names->temporary);
+    free(names->temporary);
+}
+
 static void write_names(const struct registry *registry)
 {
-    _cleanup_free_ char *temporary = NULL;
-    const char *path = registry->options.names_path;
-    FILE *out;
+    struct names_file names = names_begin(registry->options.names_path);
 
-    if (!path || asprintf(&temporary, "%s.new", path) < 0)
-        return;
-    out = fopen(temporary, "we");
-    if (!out)
-        return;
-    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
+    for (struct model_entry *e = registry->entries; names.out && e; e = e->hh.next)
         if (!e->file)
-            fprintf(out, "%s\n", e->name);
-    if (fclose(out) != 0 || rename(temporary, path) < 0)
-        unlink(temporary);
+            fprintf(names.out, "%s\n", e->name);
+    names_end(&names, registry->options.names_path);
 }
 
 static int by_name(const struct model_entry *a, const struct model_entry *b)
@@ -731,15 +759,22 @@ uint64_t registry_loaded_bytes(const struct registry *registry)
 
 /* ---- names ---- */
 
-int registry_list_names(const struct config *config, FILE *out, struct fault *ret_fault)
+int registry_list_names(const struct config *config, const char *names_path, FILE *out,
+                        struct fault *ret_fault)
 {
+    struct names_file names;
     struct catalog *catalog;
     int r = catalog_read(config, &catalog);
 
     if (r < 0)
         return fault_set(ret_fault, r, "cannot list the models: %s", strerror(-r));
-    for (size_t i = 0; i < catalog->n_items; i++)
+    names = names_begin(names_path);
+    for (size_t i = 0; i < catalog->n_items; i++) {
         fprintf(out, "%s\n", catalog->items[i].name);
+        if (names.out)
+            fprintf(names.out, "%s\n", catalog->items[i].name);
+    }
+    names_end(&names, names_path);
     catalog_free(catalog);
     return 0;
 }

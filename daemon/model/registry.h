@@ -243,7 +243,9 @@ void registry_write_prometheus(struct registry *registry, FILE *out);
 
 /* Whether all names that the configuration's models need are there; -EINVAL with a sentence. */
 int registry_check_config(const struct config *config, struct fault *ret_fault);
-/* The names alone, for `hearthd --list`: one a line. */
-int registry_list_names(const struct config *config, FILE *out, struct fault *ret_fault);
+/* The names alone, for `hearthd --list`: one a line, to `out` and, where it can be written, to the
+ * list at `names_path` (NULL: to none). */
+int registry_list_names(const struct config *config, const char *names_path, FILE *out,
+                        struct fault *ret_fault);
 
 #endif

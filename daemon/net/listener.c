@@ -95,7 +95,8 @@ static int bind_path(const char *path, int *ret_fd, struct fault *ret_fault)
     struct stat st;
     int r = address_of(path, &address, ret_fault);
 
-    (void)lock; /* held until the end of the scope; a directory that cannot be locked is used anyway */
+    (void)lock; /* held until the end of the scope; a directory that cannot be locked is used anyway
+                 */
     if (r < 0)
         return r;
     if (fd < 0)
@@ -154,9 +155,7 @@ static int take_activated(struct listener *listener, struct fault *ret_fault)
     return 1;
 }
 
-/* Where to listen: as clients look for it, but that a user's own daemon makes its socket in the
- * user's runtime directory where clients find none yet. */
-static int own_path(const char *path, char ret_path[HEARTH_PATH_BYTES])
+int listener_path(const char *path, char ret_path[HEARTH_PATH_BYTES])
 {
     const char *runtime = getenv("XDG_RUNTIME_DIR");
     int n;
@@ -173,7 +172,7 @@ int listener_open(struct listener *ret_listener, const char *path, struct fault 
     int r = take_activated(&listener, ret_fault);
 
     if (r == 0) {
-        r = own_path(path, listener.path);
+        r = listener_path(path, listener.path);
         if (r < 0)
             return fault_set(ret_fault, r, "socket path %s is too long", path ? path : "");
         r = make_directory(listener.path, 0755, ret_fault);

@@ -20,6 +20,10 @@ struct listener {
  * may be given). A file that nobody answers on is replaced; one that a daemon answers on is
  * -EADDRINUSE. */
 int listener_open(struct listener *ret_listener, const char *path, struct fault *ret_fault);
+/* Where that is without systemd, `path` or the usual search: as clients look for it, but that a
+ * user's own daemon makes its socket in the user's runtime directory where clients find none yet.
+ * -ENAMETOOLONG. */
+int listener_path(const char *path, char ret_path[HEARTH_PATH_BYTES]);
 /* Stops listening: the files go, but for an activated main socket. */
 void listener_close(struct listener *listener);
 

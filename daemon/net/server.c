@@ -303,26 +303,41 @@ int server_run(struct server *server)
 
 /* ---- setting up ---- */
 
+/* Whether what outlives the daemon has a directory; else it lies beside the socket. */
+static bool has_state_dir(const char *socket_path)
+{
+    size_t len = strlen(socket_path), suffix = strlen("/hearth.sock");
+
+    return len >= suffix && strcmp(socket_path + len - suffix, "/hearth.sock") == 0;
+}
+
+int server_names_path(const struct config *config, const char *socket_path, char **ret_path)
+{
+    char *path;
+
+    if (has_state_dir(socket_path))
+        mkdir(config->state_dir, 0755); /* where it cannot be, no list is written */
+    if ((has_state_dir(socket_path) ? asprintf(&path, "%s/models.list", config->state_dir)
+                                    : asprintf(&path, "%s.models", socket_path)) < 0)
+        return -ENOMEM;
+    *ret_path = path;
+    return 0;
+}
+
 /* Where the list of names goes that is read while no daemon runs, and the history of requests. */
 static int find_state_paths(struct server *server)
 {
+    const struct config *config = server->options.config;
     const char *path = server->listener.path;
-    size_t len = strlen(path), suffix = strlen("/hearth.sock");
-    bool own_directory = len >= suffix && strcmp(path + len - suffix, "/hearth.sock") == 0;
-    const char *state_dir = server->options.config->state_dir;
+    int r = server_names_path(config, path, &server->names_path);
 
-    if ((own_directory ? asprintf(&server->names_path, "%s/models.list", state_dir)
-                       : asprintf(&server->names_path, "%s.models", path)) < 0) {
-        server->names_path = NULL;
-        return -ENOMEM;
-    }
-    if ((own_directory ? asprintf(&server->history_path, "%s/history", state_dir)
-                       : asprintf(&server->history_path, "%s.history", path)) < 0) {
+    if (r < 0)
+        return r;
+    if ((has_state_dir(path) ? asprintf(&server->history_path, "%s/history", config->state_dir)
+                             : asprintf(&server->history_path, "%s.history", path)) < 0) {
         server->history_path = NULL;
         return -ENOMEM;
     }
-    if (own_directory)
-        mkdir(state_dir, 0755); /* where it cannot be, no list is written */
     return 0;
 }
 

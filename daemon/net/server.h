@@ -29,4 +29,8 @@ int server_new(const struct server_options *options, struct server **ret_server,
 int server_run(struct server *server);
 struct server *server_free(struct server *server);
 
+/* The list of models' names that belongs to a socket, to be freed; makes its directory where that
+ * is missing and can be made. 0 or -ENOMEM. */
+int server_names_path(const struct config *config, const char *socket_path, char **ret_path);
+
 #endif
