@@ -22,7 +22,7 @@ struct bench_command {
 };
 
 extern const struct bench_command bench_logits, bench_ids, bench_engine, bench_load, bench_preload,
-    bench_serve, bench_stages;
+    bench_reads, bench_serve, bench_stages;
 
 /* Prints "hearth-bench: " and the sentence on stderr; returns BENCH_FAILED. */
 __attribute__((format(printf, 1, 2))) int bench_fail(const char *format, ...);

@@ -6,8 +6,8 @@
 #include "lib/cleanup.h"
 
 static const struct bench_command *const commands[] = {
-    &bench_engine,  &bench_ids,   &bench_load,   &bench_logits,
-    &bench_preload, &bench_serve, &bench_stages,
+    &bench_engine,  &bench_ids,   &bench_load,  &bench_logits,
+    &bench_preload, &bench_reads, &bench_serve, &bench_stages,
 };
 
 static int help(FILE *to)

@@ -206,3 +206,19 @@ def the_scripts_run(t):
         figures = json.loads(path.read_text())
         expect(figures and all({"name", "median", "low", "high", "n"} == set(f) for f in figures),
                f"{figures}\n{r}")
+
+
+@test
+def reads_counts_small_files(t):
+    path, files = t.dir / "reads.json", [t.write(name, "text\n") for name in ("a", "b")]
+    for args in ((), ("--readers", "3"), ("--to-end",)):
+        t.run("hearth-bench", "reads", "--turns", "2", "--duration", "50ms", "--json", path, *args, *files)
+        rows = json.loads(path.read_text())
+        expect(len(rows) == 2, f"{rows}")
+        for row in rows:
+            expect(set(row) == {"readers", "reads_per_s", "p50_us", "p99_us", "max_us"}, f"{row}")
+            expect(row["reads_per_s"] > 0 and row["readers"] == (3 if "--readers" in args else 1), f"{row}")
+    r = t.run("hearth-bench", "reads", t.dir / "none", code=1)
+    expect(f"cannot read {t.dir / 'none'}: No such file" in r.err, f"{r}")
+    for args in ((), ("--readers", "0", files[0]), ("--turns", "x", files[0])):
+        expect("usage: hearth-bench reads" in t.run("hearth-bench", "reads", *args, code=2).err, f"{args}")
