@@ -261,8 +261,10 @@ static void order_start(struct link *link, struct link_order *order)
 {
     int r = 0;
 
-    if (!link->starter)
+    if (!link->starter) {
         r = connector_start(link->socket_path, false, LINK_START_US, &link->starter);
+        mirror_starting(link->mirror, r == 0);
+    }
     if (r < 0) {
         order_end(order, -EAGAIN);
         return;
@@ -344,6 +346,7 @@ static void retake_holds(struct link *link)
 uint64_t orders_step(struct link *link, uint64_t since_us)
 {
     struct link_order *order, *next;
+    bool waiting = false;
     int r = 0;
 
     retake_holds(link);
@@ -354,9 +357,14 @@ uint64_t orders_step(struct link *link, uint64_t since_us)
     }
     if (r < 0)
         link_fail(link, r);
-    DL_FOREACH (link->orders, order)
-        if (is_waiting(order))
-            since_us = MAX(since_us, order->since_us);
+    DL_FOREACH (link->orders, order) {
+        if (!is_waiting(order))
+            continue;
+        since_us = MAX(since_us, order->since_us);
+        waiting = true;
+    }
+    if (!waiting && !link->starter)
+        mirror_starting(link->mirror, false);
     orders_sweep(link);
     /* Somebody who holds wants to know of the next daemon. */
     if (link->n_lost > 0)

@@ -40,6 +40,7 @@ struct mirror {
     uint64_t deaf_until; /* until then unresponsive, whatever is under way */
     bool absent;         /* the last attempt found nobody */
     bool going;          /* the last connection ended with a goaway */
+    bool starting;       /* somebody has knocked at the main socket to have one started */
     uint64_t changes;
     char status[MIRROR_WORD_BYTES]; /* the daemon's own word */
     char *version;
@@ -189,7 +190,9 @@ uint64_t mirror_changes(const struct mirror *mirror)
 
 const char *mirror_status(const struct mirror *mirror, uint64_t now_us)
 {
-    return is_silent(mirror, now_us) ? "unresponsive" : mirror->status;
+    if (is_silent(mirror, now_us))
+        return "unresponsive";
+    return mirror->phase != CONNECTED && mirror->starting ? "starting" : mirror->status;
 }
 
 const char *mirror_version(const struct mirror *mirror)
@@ -514,8 +517,15 @@ void mirror_connected(struct mirror *mirror, uint64_t now_us)
 {
     set_apart(mirror);
     mirror->phase = CONNECTED;
+    mirror->starting = false;
     strcpy(mirror->status, "running");
     mirror_heard(mirror, now_us);
+}
+
+void mirror_starting(struct mirror *mirror, bool starting)
+{
+    mirror->changes += starting != mirror->starting;
+    mirror->starting = starting;
 }
 
 void mirror_asked(struct mirror *mirror, uint64_t now_us)

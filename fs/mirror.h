@@ -121,6 +121,9 @@ void mirror_absent(struct mirror *mirror, const char *const *names, size_t n_nam
                    uint64_t now_us);
 /* There is a daemon that did not let us in. */
 void mirror_deaf(struct mirror *mirror, uint64_t now_us);
+/* Whether one is being started for an order: `starting`, until there is a connection or this is
+ * said to be over. */
+void mirror_starting(struct mirror *mirror, bool starting);
 /* The connection has broken; what it means shows at the next attempt. */
 void mirror_lost(struct mirror *mirror);
 /* The daemon takes no more questions on this connection, it is on its way out. */

@@ -11,38 +11,60 @@
 #define PREFIX "hearth_"
 
 static const char readme[] =
-    "This is Hearth, the local inference service, as files. Each file holds one value, or lines "
-    "of\n"
-    "a key and a value; looking at them never starts the service and never waits for a model.\n"
+    "This is Hearth, the local inference service, as files. A file holds one value, or lines of a "
+    "key\n"
+    "and a value. Looking at them never starts the service and never waits for a model.\n"
     "\n"
-    "status               inactive, starting, running, draining or unresponsive\n"
-    "version              of the running service (of this view while there is none)\n"
-    "models/NAME/state    cold, queued, loading, warming, ready, draining or failed\n"
-    "models/NAME/preload  write 1 to load the model in the background, 0 to unload it;\n"
-    "                     reads 1 from a load that was asked for until unload or eviction\n"
-    "models/NAME/hold     kept loaded while somebody has it open for writing; reads how many do\n"
-    "models/NAME/wait     a read ends when nothing is under way any more, with the state\n"
-    "models/NAME/progress bytes loaded, bytes in all\n"
-    "models/NAME/error    why loading failed; empty otherwise\n"
-    "models/NAME/memory   bytes of memory it takes now\n"
-    "models/NAME/pinned   1: never evicted; administrators write it\n"
+    "status                  inactive (none runs), starting, running, draining (about to end), or\n"
+    "                        unresponsive (it has not said a word for a second)\n"
+    "version                 of the running service (of this view while there is none)\n"
+    "models/NAME/state       cold, queued, loading, warming, ready, draining or failed\n"
+    "models/NAME/wait        a read ends when nothing is under way any more, with the state\n"
+    "models/NAME/progress    bytes loaded, bytes in all\n"
+    "models/NAME/error       why loading failed; empty otherwise\n"
+    "models/NAME/info        what the model is: its file, its shape\n"
+    "models/NAME/memory      bytes of memory it takes now\n"
+    "models/NAME/stats       what it has done: requests, the last load in microseconds, evictions\n"
+    "models/NAME/preload     write 1 to load the model in the background, 0 to unload it;\n"
+    "                        reads 1 from a load that was asked for until unload or eviction\n"
+    "models/NAME/hold        kept loaded while somebody has it open for writing; reads how many "
+    "do\n"
+    "models/NAME/pinned      1: never evicted; for administrators to write\n"
     "models/NAME/keep_alive  seconds it stays after its last use, 0: until it is evicted;\n"
-    "                     administrators write it\n"
-    "models/NAME/info     what the model is\n"
-    "models/NAME/stats    what it has done\n"
-    "metrics/hearth.prom  all metrics as Prometheus text\n"
-    "metrics/NAME         one metric\n"
-    "{pool,batcher,streaming,loader}/stats  metrics by subject\n"
-    "events               what happens from now on, one JSON object a line; a read waits for it\n"
+    "                        for administrators to write\n"
+    "metrics/hearth.prom     all metrics as Prometheus text, each with a sentence that explains "
+    "it\n"
+    "metrics/NAME            one metric\n"
+    "pool/stats              connections and requests on them; metrics by subject, as the next "
+    "three\n"
+    "batcher/stats           requests that wait and run, steps of the engine, memory of texts\n"
+    "streaming/stats         texts on their way to their readers\n"
+    "loader/stats            loads, unloads, predictions\n"
+    "events                  what happens from now on, one JSON object a line; a read waits for "
+    "it\n"
     "\n"
-    "A file keeps what it held when it was opened: open it again to see what has changed, or\n"
-    "poll(2) it for POLLPRI and read from offset 0.\n"
+    "A file keeps what it held when it was opened: open it again to see what has changed, or "
+    "poll(2) it\n"
+    "for POLLPRI and read from offset 0. inotify sees no changes.\n"
     "\n"
-    "While no service runs every model is cold and status says inactive. From a service that has\n"
-    "not said a word for a second the last values are shown and status says unresponsive.\n"
-    "\n"
+    "    cat models/*/state\n"
     "    echo 1 >models/ember/preload && cat models/ember/wait\n"
-    "    exec 9>models/ember/hold     (and 9>&- to let go)\n";
+    "    exec 9>models/ember/hold      (and 9>&- to let go)\n"
+    "\n"
+    "Members of the group of these files may load and hold; administrators are those of the "
+    "service's\n"
+    "configuration. A write or a hold that fails says why: \"Invalid argument\" (the file takes no "
+    "such\n"
+    "text), \"Permission denied\", \"Device or resource busy\" (too much to do, or too many "
+    "holds), \"Cannot\n"
+    "allocate memory\" (no room for the model), \"Input/output error\" (the load failed: see "
+    "error),\n"
+    "\"Connection refused\" (no service runs, and none could be started), \"Connection timed "
+    "out\".\n"
+    "\n"
+    "While no service runs every model is cold; preload and hold start one where systemd keeps "
+    "its\n"
+    "socket. From an unresponsive service the last values are shown.\n";
 
 /* ---- the single values ---- */
 
@@ -255,6 +277,7 @@ static int put_metric(FILE *out, const char *text, const char *metric)
 static int put_fixed(FILE *out, const struct mirror *mirror, enum tree_what what, uint64_t now_us)
 {
     const char *status = mirror_status(mirror, now_us);
+    bool up = strcmp(status, "inactive") != 0 && strcmp(status, "starting") != 0;
 
     switch (what) {
     case TREE_README: put_text(out, readme); break;
@@ -262,10 +285,7 @@ static int put_fixed(FILE *out, const struct mirror *mirror, enum tree_what what
         put_text(out, mirror_version(mirror) ? mirror_version(mirror) : HEARTH_VERSION);
         break;
     case TREE_STATUS: put_text(out, status); break;
-    case TREE_PROMETHEUS:
-        put_prometheus(out, mirror_text(mirror, MIRROR_PROMETHEUS),
-                       strcmp(status, "inactive") != 0);
-        break;
+    case TREE_PROMETHEUS: put_prometheus(out, mirror_text(mirror, MIRROR_PROMETHEUS), up); break;
     case TREE_POOL: put_text(out, mirror_text(mirror, MIRROR_POOL)); break;
     case TREE_BATCHER: put_text(out, mirror_text(mirror, MIRROR_BATCHER)); break;
     case TREE_STREAMING: put_text(out, mirror_text(mirror, MIRROR_STREAMING)); break;

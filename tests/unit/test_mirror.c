@@ -301,6 +301,25 @@ Test(mirror, the_list_of_names_replaces_what_the_daemon_said_last)
     cr_assert_str_eq(mirror_model(mirror, "x")->state, "cold");
 }
 
+Test(mirror, one_that_is_being_started_is_starting_until_it_is_found)
+{
+    mirror_absent(mirror, NULL, 0, now);
+    mirror_starting(mirror, true);
+    cr_assert(answers());
+    expect_status("starting");
+    now += MIRROR_AGE_US;
+    mirror_absent(mirror, NULL, 0, now);
+    expect_status("starting");
+    connect_it();
+    expect_status("running");
+    mirror_lost(mirror);
+    mirror_absent(mirror, NULL, 0, now);
+    expect_status("inactive");
+    mirror_starting(mirror, true);
+    mirror_starting(mirror, false);
+    expect_status("inactive");
+}
+
 Test(mirror, looks_for_a_new_daemon_once_the_finding_is_old)
 {
     mirror_connecting(mirror, now);
