@@ -79,7 +79,7 @@ void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *file)
     uint64_t now_us = view_now_us(), since_us = view_look(view, now_us);
     struct wish *wish;
 
-    if (!tree_follows(ino) || mirror_answers(view->mirror, since_us, now_us)) {
+    if (!tree_follows(ino) || view_answers(view, since_us, now_us)) {
         answer_opendir(view, req, ino, file);
         return;
     }

@@ -191,7 +191,7 @@ void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *file)
     } else if (node.what == TREE_EVENTS) {
         open_events(view, req, &node, file, now_us);
     } else if (node.what == TREE_README || node.what == TREE_WAIT || !reads(file) ||
-               mirror_answers(view->mirror, since_us, now_us)) {
+               view_answers(view, since_us, now_us)) {
         answer_open(view, req, ino, file, now_us);
     } else {
         wish = wish_park(view, req, WISH_OPEN, false, since_us);

@@ -31,7 +31,7 @@ static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
         fuse_reply_err(req, ENAMETOOLONG);
         return;
     }
-    if (!tree_follows(parent) || mirror_answers(view->mirror, since_us, now_us)) {
+    if (!tree_follows(parent) || view_answers(view, since_us, now_us)) {
         answer_lookup(view, req, parent, name);
         return;
     }

@@ -30,6 +30,10 @@
 #define VIEW_FIXED_TIMEOUT_S   3600.0
 #define VIEW_FOLLOWS_TIMEOUT_S 0.1
 
+/* Longest that an open, a look into a directory or a read waits for a fresh copy: then it gets the
+ * last one, whatever the daemon has said meanwhile. Less than a second, which is promised. */
+#define VIEW_PATIENCE_US 950000u
+
 /* How long the daemon goes on pushing its values when nobody has looked. */
 #define VIEW_FEED_US 10000000u
 

@@ -15,9 +15,22 @@ static size_t count_long(const struct parked_list *list, uid_t uid)
     return n;
 }
 
+static size_t count(const struct parked_list *list, uid_t uid)
+{
+    const struct parked *parked;
+    size_t n = 0;
+
+    DL_FOREACH (list->first, parked)
+        n += parked->uid == uid;
+    return n;
+}
+
 int parked_add(struct parked_list *list, struct parked *parked)
 {
     if (list->n >= PARKED_MAX)
+        return -EAGAIN;
+    /* Counting them only where it could matter keeps waiting cheap. */
+    if (list->n >= PARKED_PER_UID_MAX && count(list, parked->uid) >= PARKED_PER_UID_MAX)
         return -EAGAIN;
     if (parked->is_long && count_long(list, parked->uid) >= PARKED_LONG_PER_UID_MAX)
         return -EAGAIN;
@@ -40,6 +53,17 @@ uint64_t parked_since_us(const struct parked_list *list)
     DL_FOREACH (list->first, parked)
         since_us = MAX(since_us, parked->since_us);
     return since_us;
+}
+
+uint64_t parked_due_us(const struct parked_list *list)
+{
+    const struct parked *parked;
+    uint64_t due_us = UINT64_MAX;
+
+    DL_FOREACH (list->first, parked)
+        if (!parked->is_long)
+            due_us = MIN(due_us, parked->until_us);
+    return due_us;
 }
 
 bool parked_any_long(const struct parked_list *list)

@@ -56,8 +56,14 @@ static bool conf_allows_others(void)
 
     if (!file)
         return false;
-    while (!allowed && fgets(line, sizeof(line), file))
-        allowed = strcmp(line, "user_allow_other\n") == 0;
+    /* As fusermount3 reads it: without comments, and without the blanks around what is left. */
+    while (!allowed && fgets(line, sizeof(line), file)) {
+        char *word = line + strspn(line, " \t"), *end = word + strcspn(word, "#\n");
+        while (end > word && (end[-1] == ' ' || end[-1] == '\t'))
+            end--;
+        *end = '\0';
+        allowed = strcmp(word, "user_allow_other") == 0;
+    }
     fclose(file);
     return allowed;
 }

@@ -64,6 +64,14 @@ uint64_t view_look(struct view *view, uint64_t now_us)
     return now_us > MIRROR_AGE_US ? now_us - MIRROR_AGE_US : 1;
 }
 
+/* Whom a wait for nothing has led to the last copy, that one is not made to wait again with his
+ * next step along the same path. */
+bool view_answers(const struct view *view, uint64_t since_us, uint64_t now_us)
+{
+    return mirror_answers(view->mirror, since_us, now_us) ||
+           now_us < view->gave_up_us + MIRROR_AGE_US;
+}
+
 /* ---- attributes ---- */
 
 /* A file's value held when the copy was made, or when no daemon was found: whoever watches a file's
@@ -251,6 +259,7 @@ struct wish *wish_park(struct view *view, fuse_req_t req, enum wish_kind kind, b
         wish->parked.uid = fuse_req_ctx(req)->uid;
         wish->parked.is_long = is_long;
         wish->parked.since_us = since_us;
+        wish->parked.until_us = view_now_us() + VIEW_PATIENCE_US;
         wish->view = view;
         wish->kind = kind;
         wish->req = req;
@@ -275,6 +284,19 @@ fuse_req_t wish_unpark(struct wish *wish)
     return req;
 }
 
+/* Whether the copy will do for this one, or has to. */
+static bool is_known(const struct wish *wish, uint64_t now_us)
+{
+    struct view *view = wish->view;
+
+    if (view_answers(view, wish->parked.since_us, now_us))
+        return true;
+    if (now_us < wish->parked.until_us)
+        return false;
+    view->gave_up_us = now_us;
+    return true;
+}
+
 static bool is_ready(struct wish *wish, bool news, uint64_t now_us)
 {
     const struct view *view = wish->view;
@@ -291,7 +313,7 @@ static bool is_ready(struct wish *wish, bool news, uint64_t now_us)
             return false;
         wish->tried = true;
         return wait_is_over(view, handle, wish->parked.since_us, now_us);
-    default: return mirror_answers(view->mirror, wish->parked.since_us, now_us);
+    default: return is_known(wish, now_us);
     }
 }
 
@@ -442,7 +464,7 @@ uint64_t view_due_us(const struct view *view, uint64_t now_us)
         due_us = MIN(due_us, mirror_due_us(view->mirror, is_sought(view), now_us));
     else if (feed_us > 0)
         due_us = MIN(due_us, feed_us);
-    return due_us;
+    return MIN(due_us, parked_due_us(&view->parked));
 }
 
 /* ---- life ---- */

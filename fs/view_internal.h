@@ -84,7 +84,8 @@ struct view {
     struct timespec born; /* the directories' times */
     uint64_t changes;     /* of the mirror, as far as the tree has followed */
     struct seen seen;
-    uint64_t looked_us; /* somebody last wanted a value */
+    uint64_t looked_us;  /* somebody last wanted a value */
+    uint64_t gave_up_us; /* somebody last got the last copy for want of a fresh one */
     struct parked_list parked;
     struct handle *handles;
     size_t n_handles;
@@ -107,6 +108,8 @@ static inline struct handle *handle_of(const struct fuse_file_info *file)
 /* Somebody looks: the tree has what the copy has, and this is since when values must hold for him.
  */
 uint64_t view_look(struct view *view, uint64_t now_us);
+/* Whether the copy will do for who wants values that held at `since_us` or later. */
+bool view_answers(const struct view *view, uint64_t since_us, uint64_t now_us);
 void view_fill_attr(const struct view *view, uint64_t ino, mode_t mode, struct stat *ret_attr);
 void view_fill_entry(const struct view *view, uint64_t parent, uint64_t ino, mode_t mode,
                      struct fuse_entry_param *ret_entry);

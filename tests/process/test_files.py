@@ -30,7 +30,11 @@ def tree_holds_what_the_contract_says(t):
     for folder in ("pool", "batcher", "streaming", "loader"):
         expect(names(m, folder) == ["stats"], names(m, folder))
         expect(m.read(f"{folder}/stats") == f"section_{folder} 1\n", m.read(f"{folder}/stats"))
-    expect("models/NAME/state" in m.read("README"), "README does not say what there is")
+    there = {*(f"models/NAME/{name}" for name in names(m, "models/alpha")), "metrics/hearth.prom",
+             "metrics/NAME", "pool/stats", "batcher/stats", "streaming/stats", "loader/stats", "status",
+             "version", "events"}
+    told = {line.split()[0] for line in m.read("README").splitlines() if "  " in line.strip()}
+    expect(there <= told, f"README does not tell of {there - told}")
 
 
 @test
@@ -178,6 +182,31 @@ def preload_starts_an_activated_daemon_and_looks_do_not(t):
 
 
 @test
+def a_daemon_that_is_being_started_is_starting(t):
+    t.write("s.models", "alpha\n")
+    fake = Fake(t, "--activated")
+    m = t.mount(fake)
+    expect(m.read("status") == "inactive\n", m.read("status"))
+    fake.process.send_signal(signal.SIGSTOP)  # as slow to start as the test wants
+    box = []
+    writer = threading.Thread(target=lambda: box.append(errno_of(lambda: m.write(PRELOAD, "1"))))
+    writer.start()
+    try:
+        until(m, "status", "starting\n")
+        expect("\nhearth_up 0\n" in m.read("metrics/hearth.prom"), "it is said to be up")
+        expect(m.read(STATE) == "cold\n", m.read(STATE))
+    finally:
+        fake.process.send_signal(signal.SIGCONT)
+    writer.join(20)
+    expect(box == [0], f"the write came to {box}")
+    until(m, "status", "running\n")
+    fake.stop()
+    until(m, "status", "inactive\n")
+    fails(errno.ECONNREFUSED, lambda: m.write(PRELOAD, "1"))
+    until(m, "status", "inactive\n")
+
+
+@test
 def preload_where_nobody_listens_is_refused(t):
     t.write("s.models", "alpha\n")
     m = t.mount(t.dir / "s")
@@ -314,6 +343,27 @@ def without_a_daemon_everything_is_cold(t):
     expect(m.read("models/beta/progress") == "done_bytes 0\ntotal_bytes 0\n", "progress")
     expect("\nhearth_up 0\n" in m.read("metrics/hearth.prom"), m.read("metrics/hearth.prom"))
     expect(m.read("pool/stats") == "", "there are figures of nobody")
+
+
+@test
+def the_names_are_there_before_a_daemon_ever_ran(t):
+    model = t.write("models/mine.gguf", b"GGUF")
+    listed = t.run("hearthd", "--list", "--socket", t.dir / "s", "--models", model.parent,
+                   "--state-dir", t.dir / "state").out
+    expect({"ember", "mine"} <= set(listed.split()), listed)
+    expect((t.dir / "s.models").read_text() == listed, "the list is not kept")
+    expect(stat.S_IMODE((t.dir / "s.models").stat().st_mode) == 0o644, "not for everybody to read")
+    m = t.mount(t.dir / "s")
+    expect(names(m, "models") == sorted(listed.split()), names(m, "models"))
+    expect(m.read("models/mine/state") == "cold\n", m.read("models/mine/state"))
+    model.unlink()  # asked again, it follows
+    t.run("hearthd", "--list", "--socket", t.dir / "s", "--models", model.parent)
+    wait_for(lambda: "mine" not in names(m, "models"), "the list to be followed")
+    expect([p.name for p in t.dir.glob("s.models*")] == ["s.models"], "litter beside the list")
+    t.run("hearthd", "--list", "--socket", t.dir / "hearth.sock", "--state-dir", t.dir / "state")
+    expect("ember\n" in (t.dir / "state/models.list").read_text(), "not in the state directory")
+    r = t.run("hearthd", "--list", "--socket", t.dir / "none" / "s")
+    expect("ember\n" in r.out, f"a list that cannot be written fails: {r}")
 
 
 @test

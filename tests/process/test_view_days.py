@@ -81,6 +81,50 @@ def hearthfs_killed_at_any_stage_is_followed_by_the_next(t):
 
 
 @test
+def hearthfs_killed_under_who_polls_holds_or_looks_up_is_followed_by_the_next(t):
+    t.need_root()
+    fake = Fake(t)
+    m = t.mount(fake)
+    fake.do("state ready")
+    until(m, STATE, "ready\n")
+
+    def poll(name, wanted):
+        fd = os.open(m.path / name, os.O_RDONLY)
+        poller = select.poll()
+        poller.register(fd, wanted)
+        _, told = poller.poll()[0]
+        os.close(fd)
+        if told & select.POLLERR:
+            raise OSError(errno.ENODEV, "poll says so")
+    for name, wanted in ((STATE, select.POLLPRI), ("events", select.POLLIN)):
+        stage = Stage(lambda: poll(name, wanted))
+        wait_for(lambda: open_here(m.path / name), f"{name} to be open")
+        time.sleep(0.1)
+        kill_and_follow(m, stage)
+    held = m.in_time(lambda: os.open(m.path / HOLD, os.O_WRONLY))
+    folder = os.open(m.path / "models", os.O_RDONLY)
+    wait_for(lambda: fake.do("holds") == "1", "the hold")
+    m.process.kill()
+    m.process.wait()
+    m.start()
+    wait_for(lambda: fake.do("holds") == "0", "the dead one's hold to end")
+    until(m, HOLD, "0\n")
+    fails(errno.ENOTCONN, lambda: os.write(held, b"1"))
+    fails(errno.ENOTCONN, lambda: os.listdir(folder))
+    for fd in (held, folder):
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    fake.process.send_signal(signal.SIGSTOP)  # looks into a folder wait for it
+    time.sleep(0.2)
+    stage = Stage(lambda: os.listdir(m.path / "models"))
+    time.sleep(0.1)
+    kill_and_follow(m, stage)
+    fake.process.send_signal(signal.SIGCONT)
+    until(m, "status", "running\n")
+    expect(names(m, "models") == ["alpha"], names(m, "models"))
+
+
+@test
 def hearthfs_killed_while_mounting_leaves_nothing_in_the_way(t):
     t.need_root()
     fake = Fake(t)
@@ -233,6 +277,40 @@ def stopped_daemon_hangs_no_order_and_no_directory(t):
     poller = select.poll()
     poller.register(events, select.POLLIN)
     expect(poller.poll(20000) and os.read(events, 65536), "the reader of events was lost")
+    os.close(events)
+
+
+@test
+def daemon_that_speaks_and_does_not_answer_hangs_nobody(t):
+    """Each event is a word of a daemon that lives; a question is not answered by it."""
+    fake = Fake(t)
+    m = t.mount(fake)
+    fake.do("state ready")
+    until(m, STATE, "ready\n")
+    events = os.open(m.path / "events", os.O_RDONLY | os.O_NONBLOCK)
+    over = threading.Event()
+
+    def speak():
+        while not over.wait(0.1):
+            fake.do('event {"event":"x"}')
+    fake.do("mute")
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        time.sleep(0.3)
+        for look in (lambda: m.read(STATE), lambda: names(m, "models"), lambda: m.read("status"),
+                     lambda: os.close(os.open(m.path / "events", os.O_RDONLY))):
+            m.in_time(look, 5)
+            time.sleep(0.2)
+        expect(m.read(STATE) == "ready\n", "the last copy is not given")
+        fails(errno.EAGAIN, lambda: m.in_time(
+            lambda: os.read(os.open(m.path / WAIT, os.O_RDONLY | os.O_NONBLOCK), 10)))
+    finally:
+        over.set()
+        speaker.join(20)
+    fake.do("unmute")
+    fake.do("state cold")
+    until(m, STATE, "cold\n")
     os.close(events)
 
 

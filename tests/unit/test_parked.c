@@ -21,18 +21,38 @@ Test(parked, blocked_readers_of_one_uid_are_bounded_and_others_have_room)
     cr_assert(parked_add(&list, &readers[PARKED_LONG_PER_UID_MAX]) == 0);
 }
 
-Test(parked, short_waits_are_bounded_only_together)
+Test(parked, short_waits_have_bounds_of_their_own)
 {
     static struct parked waits[PARKED_MAX + 1];
 
-    for (unsigned i = 0; i < PARKED_MAX; i++) {
+    for (unsigned i = 0; i < PARKED_PER_UID_MAX; i++) {
         waits[i] = (struct parked){.uid = 1000};
         cr_assert(parked_add(&list, &waits[i]) == 0);
     }
-    waits[PARKED_MAX] = (struct parked){.uid = 1001};
+    waits[PARKED_MAX] = (struct parked){.uid = 1000};
+    cr_assert(parked_add(&list, &waits[PARKED_MAX]) == -EAGAIN, "one user takes all the room");
+    for (unsigned i = PARKED_PER_UID_MAX; i < PARKED_MAX; i++) {
+        waits[i] = (struct parked){.uid = 1001};
+        cr_assert(parked_add(&list, &waits[i]) == 0);
+    }
+    waits[PARKED_MAX].uid = 1002;
     cr_assert(parked_add(&list, &waits[PARKED_MAX]) == -EAGAIN);
     parked_remove(&list, &waits[0]);
     cr_assert(parked_add(&list, &waits[PARKED_MAX]) == 0);
+}
+
+Test(parked, the_first_who_may_not_wait_any_longer_is_known)
+{
+    struct parked late = {.until_us = 30}, early = {.until_us = 10}, held = {.is_long = true};
+
+    cr_assert(parked_due_us(&list) == UINT64_MAX);
+    cr_assert(parked_add(&list, &held) == 0);
+    cr_assert(parked_due_us(&list) == UINT64_MAX, "a long wait is due by itself");
+    cr_assert(parked_add(&list, &late) == 0);
+    cr_assert(parked_add(&list, &early) == 0);
+    cr_assert(parked_due_us(&list) == 10);
+    parked_remove(&list, &early);
+    cr_assert(parked_due_us(&list) == 30);
 }
 
 Test(parked, the_newest_wish_decides_what_is_asked_for)
