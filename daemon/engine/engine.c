@@ -104,6 +104,8 @@ static int sequence_widen(struct sequence *sequence, uint32_t n_tiles)
     for (uint32_t layer = n_layers; layer-- > 1;)
         memmove(pages + (size_t)layer * stride, pages + (size_t)layer * sequence->tile_stride,
                 sequence->n_tiles * sizeof(*pages));
+    model_count_scratch(sequence->model,
+                        (uint64_t)(stride - sequence->tile_stride) * n_layers * sizeof(*pages));
     sequence->pages = pages;
     sequence->tile_stride = stride;
     return 0;
@@ -351,8 +353,10 @@ static struct sequence *sequence_find(struct model *model)
         return sequence;
     }
     sequence = calloc(1, sizeof(*sequence));
-    if (sequence)
-        sequence->model = model;
+    if (!sequence)
+        return NULL;
+    sequence->model = model;
+    model_count_scratch(model, sizeof(*sequence));
     return sequence;
 }
 
@@ -377,9 +381,15 @@ static void let_go(struct sequence *sequence)
 /* Where its hidden states add up; kept when it is idle. */
 static int make_pool(struct sequence *sequence)
 {
+    size_t bytes = sequence->model->hparams.n_embd * sizeof(float);
+
+    if (sequence->pooled)
+        return 0;
+    sequence->pooled = malloc(bytes);
     if (!sequence->pooled)
-        sequence->pooled = malloc(sequence->model->hparams.n_embd * sizeof(float));
-    return sequence->pooled ? 0 : -ENOMEM;
+        return -ENOMEM;
+    model_count_scratch(sequence->model, bytes);
+    return 0;
 }
 
 int sequence_begin(struct engine *engine, struct model *model, const struct sequence_start *start,
@@ -498,6 +508,8 @@ int rope_reserve(struct model *model, uint32_t n_positions)
     values = realloc(table->values, (size_t)room * model->hparams.n_rot * sizeof(float));
     if (!values)
         return -ENOMEM;
+    model_count_scratch(model,
+                        (uint64_t)(room - table->n_room) * model->hparams.n_rot * sizeof(float));
     table->values = values;
     table->n_room = room;
     return 0;

@@ -8,7 +8,7 @@
  *
  * Hides: architectures, layouts, the KV pool's pages, the compute team. Knows nobody above it.
  * Threads: model_load() on any thread. Engine, sequences and steps belong to the engine thread.
- * model_info() and model_tokenizer(): any thread while the model lives. */
+ * model_info(), model_tokenizer() and model_memory(): any thread while the model lives. */
 #ifndef HEARTH_ENGINE_ENGINE_H
 #define HEARTH_ENGINE_ENGINE_H
 
@@ -121,6 +121,16 @@ struct model_load *model_load_free(struct model_load *load);
 struct model *model_free(struct model *model);
 const struct model_info *model_info(const struct model *model);
 const struct tokenizer *model_tokenizer(const struct model *model);
+
+/* Memory that the engine has for the model now, beside what model_info tells. */
+struct model_memory {
+    /* Activations as far as its widest steps have touched them, its rotary table, and the tables of
+     * its sequences: kept until it is freed. */
+    uint64_t scratch_bytes;
+    uint64_t kv_bytes; /* pages of its sequences and of the prefixes kept of it */
+};
+/* Any thread while the model lives. */
+void model_memory(const struct model *model, struct model_memory *ret_memory);
 
 /* Gives back the prefixes kept of a model without sequences (engine thread). */
 void engine_forget_prefixes(struct engine *engine, struct model *model);

@@ -85,6 +85,18 @@ void kv_space_init(struct kv_space *space, struct kv_pool *pool, size_t page_byt
     space->pages_per_run = page_bytes <= KV_SLAB_BYTES ? (uint32_t)(KV_SLAB_BYTES / page_bytes) : 1;
     space->slabs_per_run = (uint32_t)((page_bytes + KV_SLAB_BYTES - 1) / KV_SLAB_BYTES);
     space->open = KV_NONE;
+    atomic_store_explicit(&space->used_bytes, 0, memory_order_relaxed);
+}
+
+/* Pages taken; n < 0: given back. Of the counter there is one writer. */
+static void count_pages(struct kv_space *space, int64_t n)
+{
+    uint64_t bytes = (uint64_t)n * space->page_bytes;
+
+    space->pool->used_bytes += bytes;
+    atomic_store_explicit(&space->used_bytes,
+                          atomic_load_explicit(&space->used_bytes, memory_order_relaxed) + bytes,
+                          memory_order_relaxed);
 }
 
 static uint8_t *run_memory(const struct kv_pool *pool, uint32_t run)
@@ -209,19 +221,17 @@ uint64_t kv_space_most(const struct kv_space *space)
 
 int kv_take(struct kv_space *space, uint32_t n, void **ret_pages)
 {
-    struct kv_pool *pool = space->pool;
-
     if (n > kv_space_most(space))
         return -ENOSPC;
     for (uint32_t i = 0; i < n; i++) {
         if (space->open == KV_NONE && run_take(space) < 0) {
-            pool->used_bytes += (uint64_t)i * space->page_bytes;
+            count_pages(space, i);
             kv_give(space, i, ret_pages);
             return -EAGAIN;
         }
         ret_pages[i] = page_take(space);
     }
-    pool->used_bytes += (uint64_t)n * space->page_bytes;
+    count_pages(space, n);
     return 0;
 }
 
@@ -229,5 +239,5 @@ void kv_give(struct kv_space *space, uint32_t n, void *const *pages)
 {
     for (uint32_t i = n; i-- > 0;)
         page_give(space, pages[i]);
-    space->pool->used_bytes -= (uint64_t)n * space->page_bytes;
+    count_pages(space, -(int64_t)n);
 }

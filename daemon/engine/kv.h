@@ -10,6 +10,7 @@
 #ifndef HEARTH_ENGINE_KV_H
 #define HEARTH_ENGINE_KV_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -35,6 +36,8 @@ struct kv_space {
     uint32_t pages_per_run; /* pages of one run of slabs */
     uint32_t slabs_per_run; /* 1, or what one large page needs */
     uint32_t open;          /* first run with pages to give, KV_NONE when there is none */
+    /* Of the pages that are taken. The engine thread writes it, any thread reads. */
+    _Atomic uint64_t used_bytes;
 };
 
 #define KV_NONE UINT32_MAX

@@ -157,3 +157,11 @@ const struct tokenizer *model_tokenizer(const struct model *model)
 {
     return model->tokenizer;
 }
+
+void model_memory(const struct model *model, struct model_memory *ret_memory)
+{
+    *ret_memory = (struct model_memory){
+        .scratch_bytes = atomic_load_explicit(&model->scratch_bytes, memory_order_relaxed),
+        .kv_bytes = atomic_load_explicit(&model->kv.used_bytes, memory_order_relaxed),
+    };
+}

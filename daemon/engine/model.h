@@ -76,6 +76,8 @@ struct model {
     struct rope_table rope;
     struct step step;
     struct engine_step_stats stats;
+    /* Of activations, rotary table and sequences. Any thread reads it, as it does kv.used_bytes. */
+    _Atomic uint64_t scratch_bytes;
 };
 
 struct plan;
@@ -90,6 +92,14 @@ void rope_reach(struct model *model, uint32_t n_positions);
 static inline const float *rope_cosines(const struct model *model, uint32_t position)
 {
     return model->rope.values + (size_t)position * model->hparams.n_rot;
+}
+
+/* So much more of scratch; by the engine thread alone. */
+static inline void model_count_scratch(struct model *model, uint64_t bytes)
+{
+    uint64_t so_far = atomic_load_explicit(&model->scratch_bytes, memory_order_relaxed);
+
+    atomic_store_explicit(&model->scratch_bytes, so_far + bytes, memory_order_relaxed);
 }
 
 /* Lets others have the tiles of its prompt that are computed now. */

@@ -15,12 +15,54 @@
  * arithmetic (multiply and add) on columns that share a pass. */
 #define WEIGHT_BYTES_PER_US 15000u
 #define OPERATIONS_PER_US   100000u
+/* What memory is counted in; of every processor that this runs on. */
+#define PAGE_BYTES 4096u
 /* Barriers of one layer. */
 #define LAYER_BARRIERS 6u
 
 /* A row that takes less than this keeps those at work who bring rows and fetch what comes of them:
  * some 15 us of the reactor and as much of its clients. Helpers would take their CPU. */
 #define TEAM_ROW_US 30u
+
+/* ---- counting memory ---- */
+
+/* What columns and rows with logits touch of the activations: of each kind the pages that it
+ * reaches. */
+static uint64_t touched_bytes(const struct model *model, uint64_t n_columns, uint64_t n_logits)
+{
+    const struct hparams *h = &model->hparams;
+    const uint64_t bytes[] = {
+        n_columns * h->n_embd * sizeof(float), /* x, h, out */
+        n_columns * h->n_embd * sizeof(float),
+        n_columns * h->n_embd * sizeof(float),
+        n_columns * qkv_rows(h) * sizeof(float),
+        n_columns * h->n_heads * h->head_dim * sizeof(float), /* attended */
+        n_columns * h->n_ff * sizeof(float),                  /* gate, up */
+        n_columns * h->n_ff * sizeof(float),
+        n_columns * model->prepared_bytes / ENGINE_MAX_COLUMNS,
+        n_logits * model->step.logits_stride * sizeof(float),
+    };
+    uint64_t pages = 0;
+
+    for (size_t i = 0; i < ELEMENTSOF(bytes); i++)
+        pages += (bytes[i] + PAGE_BYTES - 1) / PAGE_BYTES;
+    return pages * PAGE_BYTES;
+}
+
+/* Counts what a step touches beyond all before it. */
+static void step_touch(struct step *step, uint32_t n_columns, uint32_t n_logits)
+{
+    struct model *model = step->model;
+    uint64_t before;
+
+    if (n_columns <= step->most_columns && n_logits <= step->most_logits)
+        return;
+    before = touched_bytes(model, step->most_columns, step->most_logits);
+    step->most_columns = MAX(step->most_columns, n_columns);
+    step->most_logits = MAX(step->most_logits, n_logits);
+    model_count_scratch(model,
+                        touched_bytes(model, step->most_columns, step->most_logits) - before);
+}
 
 /* ---- the team ---- */
 
@@ -296,6 +338,7 @@ static void step_output(struct step *step)
     }
     if (n_logits == 0)
         return;
+    step_touch(step, 0, n_logits);
     struct product product = {&model->weights.output, step->logits, step->logits_stride};
     step->n_columns = n_logits;
     step_multiply(step, step->h, &product, 1);
@@ -346,6 +389,8 @@ static int step_map(struct step *step, struct model *model)
                   -1, 0);
     if (memory == MAP_FAILED)
         return -ENOMEM;
+    /* A huge page would be touched whole by one column. */
+    (void)madvise(memory, c.used, MADV_NOHUGEPAGE);
     step->memory = memory;
     step->memory_bytes = c.used;
     c = (struct carve){.base = memory};
@@ -474,6 +519,7 @@ static void step_fill_columns(struct step *step)
             };
     }
     step->n_columns = step->n_begun = n;
+    step_touch(step, n, 0);
 }
 
 int engine_step_begin(struct engine *engine, struct model *model, struct step_row *rows,

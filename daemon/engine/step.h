@@ -36,6 +36,9 @@ struct step {
      * as far as steps are wide. */
     uint8_t *memory;
     size_t memory_bytes;
+    /* Of any step so far. */
+    uint32_t most_columns, most_logits;
+
     float *x;         /* n_embd: the residual stream */
     float *h;         /* n_embd: normalised */
     float *out;       /* n_embd: what a block adds; at the end pooled vectors */

@@ -962,6 +962,96 @@ Test(engine, exhausted_pages_are_again_there_when_given_back)
     bed_done(&bed);
 }
 
+static struct model_memory memory_of(const struct model *model)
+{
+    struct model_memory memory;
+
+    model_memory(model, &memory);
+    return memory;
+}
+
+/* Two models in one engine, one of which keeps prefixes: each has what is its own. */
+Test(engine, each_model_s_memory_is_counted)
+{
+    struct sequence_start start = {.reserve_tokens = 64, .share = true, .pools = true};
+    struct model_plan plan = tiny_model_plan();
+    struct sequence *sequence = NULL, *other;
+    struct engine_kv_stats kv;
+    struct model *second;
+    int32_t ids[128];
+    struct bed bed;
+
+    bed_scalar(&bed);
+    plan.layers++;
+    struct gguf_source source = make_source(&plan);
+    second = test_model(bed.kernels, source);
+    cr_expect_eq(memory_of(second).scratch_bytes + memory_of(second).kv_bytes, 0);
+    fill_ids(ids, 128, 1, bed.n_vocab);
+    start.ids = ids;
+    start.n_ids = 64;
+    cr_assert_eq(sequence_begin(bed.engine, bed.model, &start, &sequence, NULL), 0);
+    other = test_sequence(bed.engine, second, 128);
+    cr_expect_eq(memory_of(bed.model).kv_bytes, sequence_bytes(sequence));
+    cr_expect_eq(memory_of(second).kv_bytes, sequence_bytes(other));
+    test_feed(bed.engine, bed.model, sequence, ids, 64, 64);
+    sequence_retire(sequence, ids);
+    sequence_free(other);
+    engine_kv_stats(bed.engine, &kv);
+    cr_expect_gt(kv.prefix_bytes, 0);
+    cr_expect_eq(memory_of(bed.model).kv_bytes, kv.prefix_bytes);
+    cr_expect_eq(memory_of(second).kv_bytes, 0);
+    engine_forget_prefixes(bed.engine, bed.model);
+    cr_expect_eq(memory_of(bed.model).kv_bytes, 0);
+    model_free(second);
+    free((void *)source.memory);
+    bed_done(&bed);
+}
+
+/* What of the process's memory is there. */
+static uint64_t resident_bytes(void)
+{
+    unsigned long pages = 0;
+    FILE *statm = fopen("/proc/self/statm", "r");
+
+    cr_assert(statm && fscanf(statm, "%*u %lu", &pages) == 1);
+    fclose(statm);
+    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* A width that is new takes memory, and as much as is said; one that was there before takes none.
+ */
+Test(engine, a_model_s_scratch_is_what_its_widest_step_has_touched)
+{
+    static const uint32_t widths[] = {1, 50, 500};
+    struct model_plan plan = tiny_model_plan();
+    struct sequence *sequence;
+    int32_t ids[500];
+    struct bed bed;
+
+    plan.ff = 2048;
+    plan.context = 512;
+    bed_make(&bed, test_kernels("scalar"), &plan, 1);
+    fill_ids(ids, 500, 1, bed.n_vocab);
+    for (size_t i = 0; i < ELEMENTSOF(widths); i++) {
+        sequence = test_sequence(bed.engine, bed.model, 500);
+        uint64_t before = memory_of(bed.model).scratch_bytes, here = resident_bytes();
+        test_feed(bed.engine, bed.model, sequence, ids, widths[i], widths[i]);
+        uint64_t more = memory_of(bed.model).scratch_bytes - before;
+        cr_expect_geq(more, widths[i] * plan.ff * 2 * sizeof(float) / 2, "at width %u", widths[i]);
+        here = resident_bytes() - here;
+        if (widths[i] == 500) /* enough to tell it from all else */
+            cr_expect(here > more * 9 / 10 && here < more * 5 / 4, "%lu KiB said, %lu taken",
+                      (unsigned long)more >> 10, (unsigned long)here >> 10);
+        sequence_free(sequence);
+        before = memory_of(bed.model).scratch_bytes;
+        sequence = test_sequence(bed.engine, bed.model, 500);
+        test_feed(bed.engine, bed.model, sequence, ids, widths[i], widths[i]);
+        cr_expect_eq(memory_of(bed.model).scratch_bytes, before, "again at %u", widths[i]);
+        sequence_free(sequence);
+    }
+    bed_done(&bed);
+}
+
 Test(engine, a_reservation_beyond_the_budget_is_refused_for_good)
 {
     struct engine_options options = {.threads = 1, .kv_budget_bytes = 2 << 20};

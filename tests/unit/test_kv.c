@@ -159,7 +159,7 @@ Test(kv, random_use_keeps_the_books)
         void *pages[8];
         uint32_t n, space;
     } held[200] = {0};
-    uint64_t state = 3, used = 0;
+    uint64_t state = 3, used = 0, of_spaces;
 
     for (uint32_t i = 0; i < 4; i++)
         kv_space_init(&spaces[i], pool, sizes[i]);
@@ -182,6 +182,10 @@ Test(kv, random_use_keeps_the_books)
             used += n * sizes[space];
         }
         cr_assert_eq(kv_pool_used_bytes(pool), used);
+        of_spaces = 0;
+        for (uint32_t i = 0; i < 4; i++)
+            of_spaces += atomic_load(&spaces[i].used_bytes);
+        cr_assert_eq(of_spaces, used, "what the spaces have is what the pool gave");
     }
     for (uint32_t i = 0; i < ELEMENTSOF(held); i++)
         if (held[i].n > 0)
