@@ -49,8 +49,8 @@ const struct config_key config_keys[] = {
      .sentence = "What the daemon remembers. The flag --state-dir goes before it."},
     {"memory_budget", KIND_SHARE, AT(memory_budget), .min = 16 * MIB, .max = 64 * TIB,
      .text = "60%",
-     .sentence = "Memory for weights and KV together; a share is one of RAM, or of the cgroup's "
-                 "limit where that is less."},
+     .sentence = "Memory for weights, scratch and KV together; a share is one of RAM, or of the "
+                 "cgroup's limit where that is less."},
     {"idle_exit", KIND_DURATION, AT(idle_exit_us), .max = 365 * DAY, .text = "300s",
      .sentence =
          "How long a daemon on an activated socket stays with nothing to do; 0s: for ever."},

@@ -73,7 +73,7 @@ METRIC(M_LOAD_DIRECT_BYTES, "load_direct_bytes_total", METRIC_COUNTER, "bytes", 
 METRIC(M_LOAD_RESTED, "load_rested_seconds_total", METRIC_COUNTER, "seconds", "loader", "Time that loading threads stood back for the engine")
 METRIC(M_UNLOADS, "unloads_total", METRIC_COUNTER, "", "loader", "Models unloaded")
 METRIC(M_MODELS_READY, "models_ready", METRIC_GAUGE, "", "loader", "Models ready now")
-METRIC(M_MODEL_BYTES, "model_bytes", METRIC_GAUGE, "bytes", "loader", "Memory of loaded models")
+METRIC(M_MODEL_BYTES, "model_bytes", METRIC_GAUGE, "bytes", "loader", "Memory of models that counts in the budget: weights, tables, scratch")
 METRIC(M_PRELOAD_HITS, "preload_hits_total", METRIC_COUNTER, "", "loader", "Requests whose model was ready on arrival, one per model and gap of over 1 s")
 METRIC(M_PRELOAD_ASKED, "preload_asked_total", METRIC_COUNTER, "", "loader", "Requests counted for preload hits")
 METRIC(M_PRELOAD_MISSES, "preload_misses_total", METRIC_COUNTER, "", "loader", "Those of them whose model was not ready")

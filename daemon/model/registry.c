@@ -44,7 +44,7 @@ void registry_set_state(struct registry *registry, struct model_entry *entry,
     for (struct model_entry *e = registry->entries; e; e = e->hh.next)
         ready += e->state == MODEL_READY;
     metrics_set(registry->options.metrics, M_MODELS_READY, ready);
-    metrics_set(registry->options.metrics, M_MODEL_BYTES, registry_loaded_bytes(registry));
+    registry_tell_memory(registry);
     registry->options.ops.changed(registry->options.ops.userdata, entry);
 }
 
@@ -468,9 +468,9 @@ static void free_model(struct registry *registry, struct model_entry *entry)
         return;
     }
     task->priority = LOAD_INTERACTIVE; /* somebody may wait for the room */
+    task->memory_bytes = registry_need_bytes(entry);
     task->model = TAKE_PTR(entry->model);
-    task->memory_bytes = entry->reserved_bytes;
-    registry->freeing_bytes += entry->reserved_bytes;
+    registry->freeing_bytes += task->memory_bytes;
     loader_submit(registry->loader, task);
 }
 
@@ -571,7 +571,7 @@ static void take_done(struct registry *registry, struct load_task *task)
         break;
     case TASK_FREE:
         registry->freeing_bytes -= task->memory_bytes;
-        metrics_set(registry->options.metrics, M_MODEL_BYTES, registry_loaded_bytes(registry));
+        registry_tell_memory(registry);
         registry_start_waiting(registry);
         break;
     case TASK_LOAD:
@@ -623,6 +623,7 @@ void registry_tick(struct registry *registry)
     registry_foresee(registry);
     registry_bring_back_eager(registry);
     registry_save_history(registry, false);
+    registry_tell_memory(registry);
 }
 
 bool registry_shut_down(struct registry *registry)
@@ -746,15 +747,6 @@ struct model_entry *registry_first(struct registry *registry)
 size_t registry_n_models(const struct registry *registry)
 {
     return HASH_COUNT(registry->entries);
-}
-
-uint64_t registry_loaded_bytes(const struct registry *registry)
-{
-    uint64_t bytes = registry->freeing_bytes + registry->stuck_bytes;
-
-    for (const struct model_entry *e = registry->entries; e; e = e->hh.next)
-        bytes += e->reserved_bytes;
-    return bytes;
 }
 
 /* ---- names ---- */

@@ -75,7 +75,7 @@ struct model_entry {
     uint64_t turn;             /* when it was queued, among all: the earlier goes first */
     uint64_t load_us;          /* the last load's duration */
     uint64_t file_bytes;       /* as of the last look through the directories */
-    uint64_t reserved_bytes;   /* counted against the budget while queued, loading or loaded */
+    uint64_t reserved_bytes;   /* of weights and tables, while queued, loading or loaded */
     uint64_t requests, tokens; /* for stats */
     uint64_t progress_bytes, progress_at_us; /* a load's last sign of life */
     struct load_task *task;                  /* the load under way */
@@ -177,7 +177,10 @@ struct model_entry *registry_find(struct registry *registry, const char *name);
 /* All entries, in the order of their names: uthash's `hh.next`. */
 struct model_entry *registry_first(struct registry *registry);
 size_t registry_n_models(const struct registry *registry);
+/* What counts against the budget: of all models, and of what gives its memory back. */
 uint64_t registry_loaded_bytes(const struct registry *registry);
+/* Has the metrics say so; steps change it at any time. */
+void registry_tell_memory(const struct registry *registry);
 
 /* Looks through the directories again, on a loader thread; `changed(NULL)` follows. False: too soon
  * after the last time (`force` does not ask), and nothing follows. */
@@ -227,8 +230,10 @@ void registry_set_keep_alive(struct registry *registry, struct model_entry *entr
                              uint64_t keep_alive_us);
 /* How long the model stays after its last use, its last request's wish included; 0: for ever. */
 uint64_t registry_keep_alive_us(const struct registry *registry, const struct model_entry *entry);
-/* Memory that it takes, or would take. */
+/* Room that it takes of the budget, or would take. */
 uint64_t registry_need_bytes(const struct model_entry *entry);
+/* Memory that it has now, KV's included: as far as its load has come, or all of it. */
+uint64_t registry_memory_bytes(const struct model_entry *entry);
 /* The upper side's answers. */
 void registry_warmed(struct registry *registry, struct model_entry *entry, const char *error);
 void registry_detached(struct registry *registry, struct model_entry *entry);

@@ -111,7 +111,7 @@ void registry_load_returned(struct registry *registry, const struct load_task *t
             continue;
         *at = task->next_stuck;
         registry->stuck_bytes -= task->kept_bytes;
-        metrics_set(registry->options.metrics, M_MODEL_BYTES, registry_loaded_bytes(registry));
+        registry_tell_memory(registry);
         registry_start_waiting(registry);
         return;
     }

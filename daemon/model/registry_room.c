@@ -32,10 +32,38 @@ static void room_done(struct room *room)
 
 uint64_t registry_need_bytes(const struct model_entry *entry)
 {
+    struct model_memory memory = {0};
+
+    if (entry->model)
+        model_memory(entry->model, &memory);
     if (entry->reserved_bytes > 0)
-        return entry->reserved_bytes;
+        return entry->reserved_bytes + memory.scratch_bytes;
     return entry->file ? registry_file_need_bytes(entry)
                        : entry->file_bytes / 100 * (100 + LOAD_EXTRA_PERCENT);
+}
+
+uint64_t registry_memory_bytes(const struct model_entry *entry)
+{
+    struct model_memory memory;
+
+    if (!entry->model)
+        return entry->task ? atomic_load(&entry->task->progress.done_bytes) : 0;
+    model_memory(entry->model, &memory);
+    return entry->reserved_bytes + memory.scratch_bytes + memory.kv_bytes;
+}
+
+uint64_t registry_loaded_bytes(const struct registry *registry)
+{
+    uint64_t bytes = registry->freeing_bytes + registry->stuck_bytes;
+
+    for (const struct model_entry *e = registry->entries; e; e = e->hh.next)
+        bytes += e->reserved_bytes > 0 ? registry_need_bytes(e) : 0;
+    return bytes;
+}
+
+void registry_tell_memory(const struct registry *registry)
+{
+    metrics_set(registry->options.metrics, M_MODEL_BYTES, registry_loaded_bytes(registry));
 }
 
 /* Somebody had it loaded a moment ago, and has not come to use it yet; or it is a user's file, of
@@ -93,7 +121,7 @@ static int room_look(const struct registry *registry, const struct model_entry *
             continue;
         room.entries[room.n] = e;
         room.residents[room.n++] = (struct resident){
-            .bytes = e->reserved_bytes,
+            .bytes = registry_need_bytes(e),
             .last_used_us = e->last_used_us,
             .wanted = is_awaited(registry, e) ? PREDICTOR_SURELY : registry_wanted(registry, e),
             .fixed = e->pinned || e->holds > 0,
@@ -144,7 +172,7 @@ static void evict(struct registry *registry, struct model_entry *victim,
                : registry_order(registry) == RESIDENCY_LRU
                    ? "least recently used"
                    : "least likely to be wanted soon, per byte",
-        .bytes = victim->reserved_bytes,
+        .bytes = registry_need_bytes(victim),
         .reload_us = victim->load_us,
     };
 

@@ -28,10 +28,28 @@ void registry_write_info(const struct model_entry *entry, FILE *out)
     }
 }
 
+/* The parts of registry_memory_bytes() of a model that is loaded. */
+static void write_memory(const struct model_entry *entry, FILE *out)
+{
+    struct model_memory memory = {0};
+    uint64_t weight_bytes = 0;
+
+    if (entry->model) {
+        model_memory(entry->model, &memory);
+        weight_bytes = model_info(entry->model)->weight_bytes;
+    }
+    fprintf(out,
+            "weight_bytes %" PRIu64 "\ntable_bytes %" PRIu64 "\nscratch_bytes %" PRIu64
+            "\nkv_bytes %" PRIu64 "\n",
+            weight_bytes, entry->model ? model_info(entry->model)->other_bytes : 0,
+            memory.scratch_bytes, memory.kv_bytes);
+}
+
 void registry_write_stats(const struct model_entry *entry, FILE *out)
 {
     fprintf(out, "requests %" PRIu64 "\ntokens %" PRIu64 "\nin_use %u\nload_us %" PRIu64 "\n",
             entry->requests, entry->tokens, entry->in_use, entry->load_us);
+    write_memory(entry, out);
     fprintf(out, "evictions %u\n", entry->evictions);
     if (entry->last_eviction.by[0])
         fprintf(out,
@@ -52,7 +70,7 @@ static uint64_t value_of(const struct model_entry *entry, enum series series)
 {
     switch (series) {
     case SERIES_READY: return entry->state == MODEL_READY;
-    case SERIES_MEMORY: return entry->reserved_bytes;
+    case SERIES_MEMORY: return registry_memory_bytes(entry);
     default: return entry->requests;
     }
 }
@@ -85,7 +103,8 @@ void registry_write_prometheus(struct registry *registry, FILE *out)
         const char *name, *type, *help;
     } texts[_SERIES_MAX] = {
         {"hearth_model_ready", "gauge", "Whether the model is ready (of users' files: how many)"},
-        {"hearth_model_memory_bytes", "gauge", "Memory of the model's weights and tables"},
+        {"hearth_model_memory_bytes", "gauge",
+         "Memory of the model: weights, tables, scratch and KV"},
         {"hearth_model_requests_total", "counter", "Requests that used the model"},
     };
 

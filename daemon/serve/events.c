@@ -255,7 +255,7 @@ void events_state(struct events *events, const struct model_entry *entry)
     put_text(out, "from", model_state_name(entry->was));
     put_text(out, "state", model_state_name(entry->state));
     if (entry->state == MODEL_READY) {
-        put_number(out, "bytes", entry->reserved_bytes);
+        put_number(out, "bytes", registry_need_bytes(entry));
         put_number(out, "load_us", entry->load_us);
     }
     add(events, out, &line);

@@ -26,14 +26,6 @@ static char *text_of(void (*fn)(const struct model_entry *entry, FILE *out),
     return NULL;
 }
 
-/* What the model has of memory: all of its reservation, or as far as its load has come. */
-static uint64_t memory_bytes(const struct model_entry *entry)
-{
-    if (entry->model)
-        return entry->reserved_bytes;
-    return entry->task ? atomic_load(&entry->task->progress.done_bytes) : 0;
-}
-
 static void put_progress(struct wire_buffer *out, const struct model_entry *entry)
 {
     uint64_t done = 0, total = 0;
@@ -69,7 +61,7 @@ void question_put_model(struct wire_buffer *out, uint64_t id, const struct model
 
     wire_begin(out, WIRE_ITEM, id);
     put_progress(out, entry);
-    wire_put_number(out, TAG_MEMORY_BYTES, memory_bytes(entry));
+    wire_put_number(out, TAG_MEMORY_BYTES, registry_memory_bytes(entry));
     wire_put_number(out, TAG_PRELOAD, entry->wanted);
     wire_put_number(out, TAG_PINNED, entry->pinned);
     wire_put_number(out, TAG_KEEP_ALIVE_US, entry->keep_alive_us);
@@ -160,6 +152,7 @@ static int section_text(struct service *service, const char *name, char **ret_te
 
     if (!out)
         return -ENOMEM;
+    registry_tell_memory(service->registry);
     if (strcmp(name, NEWS_PROMETHEUS) == 0) {
         metrics_write_prometheus(metrics, out);
         registry_write_prometheus(service->registry, out);

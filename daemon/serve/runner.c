@@ -166,6 +166,11 @@ static void publish_gauges(struct runner *runner)
         publish_width(runner);
 }
 
+static bool has_work(const struct runner *runner)
+{
+    return batcher_n_running(runner->batcher) + batcher_n_waiting(runner->batcher) > 0;
+}
+
 static void set_busy(struct runner *runner, bool busy, uint64_t now)
 {
     if (worktime_set(&runner->worktime, busy, now))
@@ -218,7 +223,7 @@ static void wait_for_work(struct runner *runner, uint64_t now, uint64_t wake_us,
         wait_us = MIN(wait_us, 10000u);
     ts = (struct timespec){.tv_sec = (time_t)(wait_us / 1000000u),
                            .tv_nsec = (long)(wait_us % 1000000u) * 1000};
-    if (batcher_n_running(runner->batcher) + batcher_n_waiting(runner->batcher) == 0)
+    if (!has_work(runner))
         set_busy(runner, false, now);
     ppoll(&pollfd, 1, wait_us == UINT64_MAX ? NULL : &ts, NULL);
     queue_clear_wakeup(runner->inbox);
@@ -249,6 +254,8 @@ static void *runner_main(void *argument)
                 runner_warm(runner, now);
             else
                 runner_work(runner, lane, now);
+            if (!has_work(runner)) /* before those learn of it who ask for the figures then */
+                publish_gauges(runner);
             outbox_flush(runner->outbox);
         } else {
             bool flushed;

@@ -149,14 +149,16 @@ static struct said *said_of(struct values *values, const char *name)
 }
 
 /* What is said of a model follows from its entry, from what never changes (its model, its part of
- * the configuration) and from the progress of its load: where the entry's bytes are those of the
- * last time and nothing is loading, there is no need to make the text. */
+ * the configuration), from the memory that the engine has for it and from the progress of its load:
+ * where the first and the third are those of the last time and nothing is loading, there is no need
+ * to make the text. */
 static uint64_t digest_of_entry(const struct model_entry *entry)
 {
-    uint64_t words[sizeof(*entry) / sizeof(uint64_t)], hash = 0xcbf29ce484222325u;
+    uint64_t words[sizeof(*entry) / sizeof(uint64_t) + 1], hash = 0xcbf29ce484222325u;
 
     static_assert(sizeof(*entry) % sizeof(uint64_t) == 0, "no bytes behind the words");
-    memcpy(words, entry, sizeof(words));
+    memcpy(words, entry, sizeof(*entry));
+    words[ELEMENTSOF(words) - 1] = registry_memory_bytes(entry);
     for (size_t i = 0; i < ELEMENTSOF(words); i++) {
         hash = (hash ^ words[i]) * 0x100000001b3u;
         hash ^= hash >> 32; /* so that high bits count below, too */

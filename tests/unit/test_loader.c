@@ -4,9 +4,12 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "daemon/engine/engine.h"
+#include "daemon/engine/kv.h"
 #include "daemon/model/registry.h"
 #include "lib/cleanup.h"
 #include "tests/support/gate.h"
@@ -428,6 +431,78 @@ Test(registry, a_model_that_comes_back_goes_behind_those_that_wait)
     cr_assert_eq(a->state, MODEL_QUEUED);
     registry_unuse(house.registry, b, 1000, 0);
     house_until(&house, a, MODEL_READY);
+    house_leave(&house);
+}
+
+/* The value of a key in the model's stats. */
+static uint64_t stat_of(const struct model_entry *entry, const char *key)
+{
+    char text[2048] = "\n", line[64];
+    FILE *out = fmemopen(text + 1, sizeof(text) - 1, "w");
+    const char *at;
+
+    cr_assert(out);
+    registry_write_stats(entry, out);
+    fclose(out);
+    snprintf(line, sizeof(line), "\n%s ", key);
+    at = strstr(text, line);
+    cr_assert(at, "there is no %s in %s", key, text);
+    return strtoull(at + strlen(line), NULL, 10);
+}
+
+/* Two fit until steps of one have been wide; then it takes the room of both. */
+Test(registry, what_steps_take_counts_in_the_room_of_their_model)
+{
+    struct engine_options options = {.threads = 1, .kv_budget_bytes = KV_SLAB_BYTES};
+    struct step_row rows[2] = {{.n_tokens = 120}, {.n_tokens = 120}};
+    struct model_entry *a, *b;
+    struct engine *engine = NULL;
+    int32_t ids[120] = {0};
+    struct house house;
+    uint64_t room, kv;
+
+    build_house(&house);
+    house_add_tiny(&house, "a", 1);
+    house_add_tiny(&house, "b", 2);
+    house_open(&house, house_room_of(&house, "a", 2.5));
+    a = registry_find(house.registry, "a");
+    b = registry_find(house.registry, "b");
+    cr_expect_eq(registry_memory_bytes(a), 0);
+    cr_expect_eq(stat_of(a, "weight_bytes") + stat_of(a, "scratch_bytes"), 0);
+    registry_want(house.registry, a, LOAD_WARM, false);
+    house_until(&house, a, MODEL_READY);
+    room = registry_need_bytes(a);
+    cr_expect_eq(registry_memory_bytes(a), room);
+    cr_expect_eq(stat_of(a, "weight_bytes") + stat_of(a, "table_bytes"), room);
+
+    options.kernels = house.kernels;
+    cr_assert_eq(engine_new(&options, &engine, NULL), 0);
+    for (size_t i = 0; i < 2; i++) {
+        cr_assert_eq(sequence_new(engine, a->model, 120, &rows[i].sequence), 0);
+        rows[i].tokens = ids;
+    }
+    kv = 2 * sequence_bytes(rows[0].sequence);
+    cr_assert_eq(engine_step_begin(engine, a->model, rows, 2), 0);
+    while (engine_step_slice(engine, a->model) > 0)
+        ;
+    engine_step_end(engine, a->model);
+    cr_expect_eq(registry_need_bytes(a), room + stat_of(a, "scratch_bytes"));
+    cr_expect_eq(registry_loaded_bytes(house.registry), registry_need_bytes(a));
+    cr_expect_eq(registry_memory_bytes(a), registry_need_bytes(a) + kv);
+    cr_expect_eq(stat_of(a, "kv_bytes"), kv);
+    registry_tick(house.registry);
+    cr_expect_eq(metrics_get(house.metrics, M_MODEL_BYTES), registry_need_bytes(a));
+    cr_assert_gt(registry_need_bytes(a), room * 3 / 2, "the test shows nothing");
+
+    sequence_free(rows[0].sequence);
+    sequence_free(rows[1].sequence);
+    engine_free(engine);
+    house.now_us += 2 * MODEL_RECENT_US; /* nobody waits for its first use any more */
+    registry_want(house.registry, b, LOAD_INTERACTIVE, false);
+    house_until(&house, b, MODEL_READY);
+    cr_expect_str_eq(house.evicted, "a>b ");
+    cr_expect_gt(stat_of(a, "evicted_bytes"), room * 3 / 2, "all of it came free");
+    cr_expect_eq(registry_loaded_bytes(house.registry), registry_need_bytes(b));
     house_leave(&house);
 }
 
