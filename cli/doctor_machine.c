@@ -184,7 +184,8 @@ void doctor_memory(struct doctor *d)
     uint64_t machine =
         doctor_number(d->check, "machine_memory_bytes", meminfo_bytes(meminfo, "MemTotal"));
     uint64_t available = meminfo_bytes(meminfo, "MemAvailable");
-    uint64_t loaded = doctor_number(d->status, "model_bytes", 0);
+    uint64_t own =
+        doctor_number(d->status, "model_bytes", 0) + doctor_number(d->status, "kv_bytes", 0);
     if (budget == 0 || machine == 0 || available == 0)
         return;
     size_text(budget, b);
@@ -195,7 +196,7 @@ void doctor_memory(struct doctor *d)
                     "memory_budget is %s, and the machine (or the cgroup) has %s: loads will meet "
                     "the out-of-memory killer",
                     b, m);
-    else if (budget > available + loaded)
+    else if (budget > available + own)
         doctor_find(d, DOCTOR_WARNING, "memory",
                     "end what else uses memory, or set memory_budget to less",
                     "memory_budget is %s, and %s are available now: others use the rest", b, a);

@@ -111,6 +111,9 @@ static void write_status_info(struct service *service, FILE *out)
             registry_n_models(service->registry),
             metrics_get(service->options.metrics, M_MODELS_READY),
             registry_loaded_bytes(service->registry));
+    fprintf(out, "kv_bytes %" PRIu64 "\n",
+            metrics_get(service->options.metrics, M_KV_USED) +
+                metrics_get(service->options.metrics, M_PREFIX_BYTES));
     fprintf(out, "memory_budget_bytes %" PRIu64 "\nconnections %u\nrequests_live %u\n",
             service->memory.budget_bytes, admission_n_connections(service->admission),
             service_n_requests(service));

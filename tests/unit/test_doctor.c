@@ -170,6 +170,9 @@ Test(doctor, compares_the_budget_with_memory)
     set(&d->status, "memory_budget_bytes 5368709120\nmodel_bytes 2147483648\n"); /* counted once */
     doctor_memory(d);
     found(DOCTOR_OK, "5.0GiB of 8.0GiB", NULL);
+    set(&d->status, "memory_budget_bytes 5368709120\nmodel_bytes 536870912\nkv_bytes 536870912\n");
+    doctor_memory(d);
+    found(DOCTOR_OK, "5.0GiB of 8.0GiB", NULL);
     set(&d->status, "memory_budget_bytes 17179869184\n");
     doctor_memory(d);
     found(DOCTOR_PROBLEM, "16GiB, and the machine (or the cgroup) has 8.0GiB", "60%");
