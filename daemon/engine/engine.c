@@ -474,6 +474,12 @@ void engine_forget_prefixes(struct engine *engine, struct model *model)
         prefix_forget(&engine->prefixes, model);
 }
 
+void engine_shrink_scratch(struct model *model)
+{
+    assert(model->n_sequences == 0);
+    step_shrink(&model->step, ENGINE_KEPT_SCRATCH);
+}
+
 uint32_t sequence_length(const struct sequence *sequence)
 {
     return sequence->length;

@@ -94,7 +94,7 @@ static inline const float *rope_cosines(const struct model *model, uint32_t posi
     return model->rope.values + (size_t)position * model->hparams.n_rot;
 }
 
-/* So much more of scratch; by the engine thread alone. */
+/* So much more of scratch, or less (modulo 2^64); by the engine thread alone. */
 static inline void model_count_scratch(struct model *model, uint64_t bytes)
 {
     uint64_t so_far = atomic_load_explicit(&model->scratch_bytes, memory_order_relaxed);

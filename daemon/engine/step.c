@@ -398,6 +398,20 @@ static int step_map(struct step *step, struct model *model)
     return 0;
 }
 
+void step_shrink(struct step *step, uint64_t kept_bytes)
+{
+    uint64_t bytes;
+
+    assert(!step->open);
+    if (!step->memory)
+        return;
+    bytes = touched_bytes(step->model, step->most_columns, step->most_logits);
+    if (bytes <= kept_bytes || madvise(step->memory, step->memory_bytes, MADV_DONTNEED) < 0)
+        return;
+    step->most_columns = step->most_logits = 0;
+    model_count_scratch(step->model, -bytes);
+}
+
 void step_done(struct step *step)
 {
     if (step->memory)

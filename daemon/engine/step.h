@@ -36,7 +36,7 @@ struct step {
      * as far as steps are wide. */
     uint8_t *memory;
     size_t memory_bytes;
-    /* Of any step so far. */
+    /* Of any step since they were touched last from the beginning. */
     uint32_t most_columns, most_logits;
 
     float *x;         /* n_embd: the residual stream */
@@ -76,6 +76,8 @@ void step_feed_forward(struct step *step, const struct tensor *gate, const struc
 /* Memory for steps of the model on the engine whose rows end at n_positions at most, kept for all
  * that follow: activations, attention's scratch, room in the rotary table. -ENOMEM. */
 int step_reserve(struct engine *engine, struct model *model, uint32_t n_positions);
+/* Gives the activations' memory back where it is more than so much; no step may be open. */
+void step_shrink(struct step *step, uint64_t kept_bytes);
 /* Unmaps the activations. */
 void step_done(struct step *step);
 

@@ -618,6 +618,8 @@ void registry_tick(struct registry *registry)
             registry->options.ops.expel(registry->options.ops.userdata, entry);
         else if (entry->state == MODEL_READY && registry_kept_long_enough(registry, entry))
             registry_unload(registry, entry);
+        else if (entry->state == MODEL_READY)
+            registry_shrink_idle(registry, entry, now);
     }
     start_in_turn(registry);
     registry_foresee(registry);

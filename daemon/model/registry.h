@@ -89,6 +89,7 @@ struct model_entry {
     uint64_t asked_us;     /* when a request last asked for it; 0: never */
     uint64_t predicted_us; /* when it was predicted, until it is used or leaves; 0: not */
     bool unused;           /* since it became ready */
+    bool shrunk;           /* since its last use */
     bool evicted;          /* it had to go for another, and has not been loaded since */
     uint32_t evictions;
     struct {
@@ -126,6 +127,9 @@ struct registry_ops {
     /* A model is loaded, or with loading.prediction dry-run would be, before anybody asks. May be
      * NULL. */
     void (*predicted)(void *userdata, const struct model_entry *entry, bool dry_run);
+    /* A model has rested for a while: have scratch given back that it does not need, where that is
+     * still so, then call registry_shrunk(). May be NULL. */
+    void (*shrink)(void *userdata, struct model_entry *entry);
 };
 
 struct registry_options {
@@ -237,6 +241,8 @@ uint64_t registry_memory_bytes(const struct model_entry *entry);
 /* The upper side's answers. */
 void registry_warmed(struct registry *registry, struct model_entry *entry, const char *error);
 void registry_detached(struct registry *registry, struct model_entry *entry);
+/* Some model's scratch may take less now. */
+void registry_shrunk(struct registry *registry);
 /* Unloads everything; true once nothing is loaded or loading any more. */
 bool registry_shut_down(struct registry *registry);
 

@@ -44,7 +44,7 @@ static void note_user(struct model_entry *entry, uint32_t uid, uint64_t now, boo
 void registry_use(struct registry *registry, struct model_entry *entry, uint32_t uid)
 {
     entry->in_use++;
-    entry->unused = false;
+    entry->unused = entry->shrunk = false;
     entry->last_used_us = registry_now_us(registry);
     registry_use_needs(registry, entry);
     note_user(entry, uid, entry->last_used_us, true);

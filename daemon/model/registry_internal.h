@@ -96,6 +96,8 @@ bool registry_load_is_stuck(const struct registry *registry, const struct model_
 void registry_load_returned(struct registry *registry, const struct load_task *task);
 /* Gives a load without progress for loading.timeout up. */
 void registry_check_load(struct registry *registry, struct model_entry *entry, uint64_t now);
+/* Has a ready model that rests give back what it does not need of scratch (registry_room.c). */
+void registry_shrink_idle(struct registry *registry, struct model_entry *entry, uint64_t now);
 /* Whether nothing keeps a ready model any more and its keep_alive is over. */
 bool registry_kept_long_enough(const struct registry *registry, const struct model_entry *entry);
 

@@ -16,6 +16,9 @@
  * and the tokenizer. The true size is counted once it is known. */
 #define LOAD_EXTRA_PERCENT 10u
 
+/* A model that nobody has used for so long gives back what its wide steps took. */
+#define REST_US 1000000u
+
 struct room {
     struct resident *residents;
     struct model_entry **entries; /* of the residents; NULL: memory that is nobody's any more */
@@ -64,6 +67,26 @@ uint64_t registry_loaded_bytes(const struct registry *registry)
 void registry_tell_memory(const struct registry *registry)
 {
     metrics_set(registry->options.metrics, M_MODEL_BYTES, registry_loaded_bytes(registry));
+}
+
+void registry_shrink_idle(struct registry *registry, struct model_entry *entry, uint64_t now)
+{
+    const struct registry_ops *ops = &registry->options.ops;
+    struct model_memory memory;
+
+    if (entry->shrunk || entry->in_use > 0 || !ops->shrink || now - entry->idle_since_us < REST_US)
+        return;
+    model_memory(entry->model, &memory);
+    if (memory.scratch_bytes <= ENGINE_KEPT_SCRATCH)
+        return;
+    entry->shrunk = true;
+    ops->shrink(ops->userdata, entry);
+}
+
+void registry_shrunk(struct registry *registry)
+{
+    registry_tell_memory(registry);
+    registry_start_waiting(registry);
 }
 
 /* Somebody had it loaded a moment ago, and has not come to use it yet; or it is a user's file, of

@@ -20,6 +20,7 @@ enum message_kind {
     MESSAGE_UNPARK,
     MESSAGE_ADD_MODEL,
     MESSAGE_REMOVE_MODEL,
+    MESSAGE_SHRINK_MODEL,
     MESSAGE_STOP,
 };
 
@@ -92,6 +93,11 @@ int runner_add_model(struct runner *runner, struct model *model, void *subject,
 int runner_remove_model(struct runner *runner, struct runner_model *model)
 {
     return send_message(runner, MESSAGE_REMOVE_MODEL, model, 0);
+}
+
+void runner_shrink_model(struct runner *runner, struct runner_model *model)
+{
+    (void)send_message(runner, MESSAGE_SHRINK_MODEL, model, 0);
 }
 
 void *runner_model_subject(const struct runner_model *model)
@@ -208,6 +214,7 @@ static void take_inbox(struct runner *runner)
         case MESSAGE_UNPARK: take_about(runner, &messages[i]); break;
         case MESSAGE_ADD_MODEL: runner_take_model(runner, subject); break;
         case MESSAGE_REMOVE_MODEL: runner_drop_model(runner, subject); break;
+        case MESSAGE_SHRINK_MODEL: runner_shrink(runner, subject); break;
         case MESSAGE_STOP: runner->stopping = true; break;
         }
     }

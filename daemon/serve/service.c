@@ -230,6 +230,13 @@ static void on_expel(void *userdata, struct model_entry *entry)
     generation_expel(userdata, entry);
 }
 
+static void on_shrink(void *userdata, struct model_entry *entry)
+{
+    struct service *service = userdata;
+
+    runner_shrink_model(service->runner, entry->attachment);
+}
+
 /* ---- peers ---- */
 
 void service_peer_refused(struct service *service, uint32_t uid, const struct refusal *refusal)
@@ -337,6 +344,7 @@ static void dispatch_outbox(struct service *service)
         case RUNNER_LATE: on_late(event->subject); break;
         case RUNNER_WARMED: on_warmed(service, event->subject); break;
         case RUNNER_REMOVED: on_removed(service, event->subject); break;
+        case RUNNER_SHRUNK: registry_shrunk(service->registry); break;
         }
     }
 }
@@ -523,6 +531,7 @@ static int new_registry(struct service *service, struct fault *ret_fault)
                 .changed = on_changed,
                 .evicted = on_evicted,
                 .predicted = on_predicted,
+                .shrink = on_shrink,
                 .userdata = service},
     };
 

@@ -92,3 +92,20 @@ def the_process_takes_what_models_say(t):
     print(f"# {said >> 20} MiB said, {took >> 20} MiB taken, {before >> 20} MiB before")
     expect(took > said * 0.9, f"{said} bytes are said, {took} were taken")
     expect(took < said * 1.25 + (24 << 20), f"{said} bytes are said, {took} were taken")
+
+
+@test
+def a_model_at_rest_gives_back_what_wide_steps_took(t):
+    """A second after its last use; and the file that tells follows without anybody's doing."""
+    path = t.dir / "wide.gguf"
+    t.run("make-model", "--out", path, "--dim", "128", "--layers", "1", "--ff", "16384", "--type", "f16")
+    d = t.daemon(models=[path], config="engine: {chunk_target: 1s, prefix_cache: no}\n")
+    work(d, "wide")
+    scratch = parts_of(items_of(d)["wide"])[2]
+    expect(scratch > 20 << 20, f"{scratch} bytes of scratch: the test shows nothing")
+    wait_for(lambda: parts_of(items_of(d)["wide"])[2] < 1 << 20, "its scratch to go")
+    expect(items_of(d)["wide"].get("STATE") == "ready", "it is loaded all the same")
+    wait_for(lambda: d.metric("model_bytes") == sum(parts_of(items_of(d)["wide"])[:3]),
+             "the budget to have it back")
+    work(d, "wide")
+    expect(parts_of(items_of(d)["wide"])[2] > 20 << 20, "wide steps take it again")

@@ -1052,6 +1052,43 @@ Test(engine, a_model_s_scratch_is_what_its_widest_step_has_touched)
     bed_done(&bed);
 }
 
+Test(engine, a_model_at_rest_gives_back_what_wide_steps_took)
+{
+    struct model_plan plan = tiny_model_plan();
+    struct sequence *sequence;
+    uint64_t wide, narrow, here;
+    float first[64];
+    int32_t ids[500];
+    struct bed bed;
+
+    plan.ff = 4096;
+    plan.context = 512;
+    bed_make(&bed, test_kernels("scalar"), &plan, 1);
+    fill_ids(ids, 500, 1, bed.n_vocab);
+    for (uint32_t round = 0; round < 2; round++) { /* the second finds zeros where the first was */
+        sequence = test_sequence(bed.engine, bed.model, 500);
+        float *logits = test_feed(bed.engine, bed.model, sequence, ids, 500, 500);
+        if (round > 0)
+            cr_expect_arr_eq(logits, first, sizeof(first));
+        memcpy(first, logits, sizeof(first));
+        sequence_free(sequence);
+        wide = memory_of(bed.model).scratch_bytes;
+        cr_assert_gt(wide, ENGINE_KEPT_SCRATCH, "the test shows nothing");
+        here = resident_bytes();
+        engine_shrink_scratch(bed.model);
+        narrow = memory_of(bed.model).scratch_bytes;
+        cr_expect_lt(narrow, 1u << 20);
+        cr_expect_gt(here - resident_bytes(), (wide - narrow) * 9 / 10);
+    }
+    sequence = test_sequence(bed.engine, bed.model, 500);
+    test_feed(bed.engine, bed.model, sequence, ids, 100, 100);
+    sequence_free(sequence);
+    narrow = memory_of(bed.model).scratch_bytes;
+    engine_shrink_scratch(bed.model);
+    cr_expect_eq(memory_of(bed.model).scratch_bytes, narrow, "so much it keeps");
+    bed_done(&bed);
+}
+
 Test(engine, a_reservation_beyond_the_budget_is_refused_for_good)
 {
     struct engine_options options = {.threads = 1, .kv_budget_bytes = 2 << 20};
