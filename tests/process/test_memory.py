@@ -89,7 +89,6 @@ def the_process_takes_what_models_say(t):
     before = rss_bytes(d)
     work(d, "wide")
     said, took = items_of(d)["wide"].get("MEMORY_BYTES"), rss_bytes(d) - before
-    print(f"# {said >> 20} MiB said, {took >> 20} MiB taken, {before >> 20} MiB before")
     expect(took > said * 0.9, f"{said} bytes are said, {took} were taken")
     expect(took < said * 1.25 + (24 << 20), f"{said} bytes are said, {took} were taken")
 
