@@ -5,6 +5,19 @@
 #include <string.h>
 #include <sys/stat.h>
 
+/* The most that the kernel takes (16 bits); as a user it takes what its memory allows. */
+#define BACKGROUND_MAX 65535u
+
+/* close(2) does not wait for us: its request comes behind all others, and the kernel hands out only
+ * so many of such kind at a time. Where that were fewer than come, readers in great numbers would
+ * leave us with more and more files that they have closed already. */
+static void op_init(void *userdata, struct fuse_conn_info *conn)
+{
+    (void)userdata;
+    conn->max_background = BACKGROUND_MAX;
+    conn->congestion_threshold = BACKGROUND_MAX;
+}
+
 /* ---- lookup, getattr, setattr ---- */
 
 void answer_lookup(struct view *view, fuse_req_t req, uint64_t parent, const char *name)
@@ -128,6 +141,7 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 }
 
 static const struct fuse_lowlevel_ops ops = {
+    .init = op_init,
     .lookup = op_lookup,
     .getattr = op_getattr,
     .setattr = op_setattr,

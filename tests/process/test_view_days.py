@@ -346,6 +346,15 @@ def a_thousand_readers_read_at_once(t):
 
 
 @test
+def readers_in_great_numbers_leave_no_files_behind(t):
+    """A close is a request that nobody waits for: it must not stay behind those that somebody does."""
+    m = t.mount(Fake(t))
+    r = t.run("hearth-bench", "reads", "--readers", "64", "--turns", "4", m.path / STATE)
+    expect(r.out.count("\n") == 5, f"{r}")
+    expect(m.read(STATE) == "cold\n", m.read(STATE))
+
+
+@test
 def a_thousand_pollers_wake_at_once(t):
     fake = Fake(t)
     m = t.mount(fake)
