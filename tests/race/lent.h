@@ -135,6 +135,7 @@ static inline void lent_take_event(struct lent *lent, const struct outbox_event 
         lent->n_warmed++;
         break;
     case RUNNER_REMOVED: lent->n_removed++; break;
+    case RUNNER_SHRUNK: break;
     }
 }
 

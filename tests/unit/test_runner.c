@@ -27,7 +27,7 @@ struct world {
     uint8_t *bytes[MOST_MODELS];
     struct model *models[MOST_MODELS];
     struct runner_model *runner_models[MOST_MODELS];
-    uint32_t n_models, n_warmed, n_removed, n_ended, n_texts;
+    uint32_t n_models, n_warmed, n_removed, n_shrunk, n_ended, n_texts;
 };
 
 /* ---- where the engine thread is looked at ---- */
@@ -145,6 +145,7 @@ static void take(struct world *world)
             world->n_warmed++;
             break;
         case RUNNER_REMOVED: world->n_removed++; break;
+        case RUNNER_SHRUNK: world->n_shrunk++; break;
         }
     }
 }
@@ -367,6 +368,27 @@ Test(runner, a_model_that_warms_can_be_let_go)
     runner_model_free(world->runner_models[0]);
     end_thread(world);
     metrics_free(world->metrics);
+}
+
+/* ---- scratch ---- */
+
+/* One that has work again by the time it is asked keeps its scratch; the asker is answered. */
+Test(runner, a_model_at_work_is_not_shrunk)
+{
+    struct world *world = world_new(&(struct runner_options){0});
+    struct runner_model *model = small_model(world, 128);
+    struct request *request = lend_and_stop(world, request_for(model, 20, 30, 1u << 20));
+
+    runner_shrink_model(world->runner, model);
+    stop_in_next_step(world);
+    cr_expect(request->job.chunk && !request->ended);
+    sem_post(&go_on);
+    wait_for(world, &world->n_ended, 1);
+    cr_expect_eq(request->reason, END_LENGTH);
+    runner_shrink_model(world->runner, model);
+    wait_for(world, &world->n_shrunk, 2);
+    request_free(request);
+    world_free(world);
 }
 
 /* ---- cancels ---- */
