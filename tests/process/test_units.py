@@ -52,6 +52,10 @@ def the_units_keep_what_the_product_needs(t):
         expect(key not in keys, f"{key} breaks the product")
     expect("@resources" not in "".join(v for k, v in keys.items() if k == "SystemCallFilter"), text)
     expect(keys["RuntimeDirectory"] != "hearth", "it would remove the listening socket")
+    # Where no daemon has ever run the filesystem has nothing else to know the models by.
+    view = (BUILD / "packaging/hearthfs.service").read_text()
+    expect(re.search(r"^ExecStartPre=-.*/hearthd .* --socket /run/hearth/hearth\.sock .*--list$", view,
+                     re.MULTILINE), view)
     socket = (ROOT / "packaging/systemd/hearthd.socket").read_text()
     for line in ("ListenStream=/run/hearth/hearth.sock", "SocketMode=0660", "SocketGroup=hearth"):
         expect(line in socket.splitlines(), line)
