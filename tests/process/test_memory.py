@@ -84,10 +84,10 @@ def the_process_takes_what_models_say(t):
     for the next text included."""
     path = t.dir / "wide.gguf"
     t.run("make-model", "--out", path, "--dim", "512", "--layers", "4", "--ff", "4096", "--vocab", "8000",
-          "--type", "f16")
+          "--type", "q8_0")
     d = t.daemon(models=[path], config="engine: {kv_budget: 16MiB}\n")
     before = rss_bytes(d)
-    work(d, "wide")
+    work(d, "wide", tokens=2)
     said, took = items_of(d)["wide"].get("MEMORY_BYTES"), rss_bytes(d) - before
     expect(took > said * 0.9, f"{said} bytes are said, {took} were taken")
     expect(took < said * 1.25 + (24 << 20), f"{said} bytes are said, {took} were taken")
