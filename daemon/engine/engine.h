@@ -79,6 +79,8 @@ struct model_info {
     uint64_t weight_bytes;   /* memory of packed weights */
     uint64_t other_bytes;    /* tokenizer, tables */
     uint64_t kv_token_bytes; /* F16 KV of one position */
+    /* What the widest step takes of scratch: so much a token, and a row whose logits are wanted. */
+    uint64_t step_token_bytes, step_logits_bytes;
     uint64_t header_hash;
 };
 

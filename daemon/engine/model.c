@@ -85,6 +85,8 @@ static void model_describe(struct model *model, const struct plan *plan)
     info->other_bytes = tokenizer_bytes(model->tokenizer) + sizeof(*model) +
                         h->n_layers * sizeof(struct layer_weights);
     info->kv_token_bytes = model->kernels->kv_page_bytes(&f16) / KV_TILE * h->n_layers;
+    info->step_token_bytes = step_token_bytes(model);
+    info->step_logits_bytes = step_logits_bytes(model);
     info->header_hash = gguf_header_hash(plan->gguf);
 }
 

@@ -26,27 +26,48 @@
 
 /* ---- counting memory ---- */
 
-/* What columns and rows with logits touch of the activations: of each kind the pages that it
- * reaches. */
-static uint64_t touched_bytes(const struct model *model, uint64_t n_columns, uint64_t n_logits)
+uint64_t step_logits_bytes(const struct model *model)
+{
+    return ((model->hparams.n_vocab + 15u) & ~15u) * sizeof(float);
+}
+
+/* What n columns touch of each kind of activations. */
+#define COLUMN_KINDS 8u
+static void column_bytes(const struct model *model, uint64_t n, uint64_t ret_bytes[COLUMN_KINDS])
 {
     const struct hparams *h = &model->hparams;
-    const uint64_t bytes[] = {
-        n_columns * h->n_embd * sizeof(float), /* x, h, out */
-        n_columns * h->n_embd * sizeof(float),
-        n_columns * h->n_embd * sizeof(float),
-        n_columns * qkv_rows(h) * sizeof(float),
-        n_columns * h->n_heads * h->head_dim * sizeof(float), /* attended */
-        n_columns * h->n_ff * sizeof(float),                  /* gate, up */
-        n_columns * h->n_ff * sizeof(float),
-        n_columns * model->prepared_bytes / ENGINE_MAX_COLUMNS,
-        n_logits * model->step.logits_stride * sizeof(float),
-    };
-    uint64_t pages = 0;
 
-    for (size_t i = 0; i < ELEMENTSOF(bytes); i++)
-        pages += (bytes[i] + PAGE_BYTES - 1) / PAGE_BYTES;
-    return pages * PAGE_BYTES;
+    ret_bytes[0] = ret_bytes[1] = ret_bytes[2] = n * h->n_embd * sizeof(float); /* x, h, out */
+    ret_bytes[3] = n * qkv_rows(h) * sizeof(float);
+    ret_bytes[4] = n * h->n_heads * h->head_dim * sizeof(float); /* attended */
+    ret_bytes[5] = ret_bytes[6] = n * h->n_ff * sizeof(float);   /* gate, up */
+    ret_bytes[7] = n * model->prepared_bytes / ENGINE_MAX_COLUMNS;
+}
+
+uint64_t step_token_bytes(const struct model *model)
+{
+    uint64_t bytes[COLUMN_KINDS], sum = 0;
+
+    column_bytes(model, 1, bytes);
+    for (size_t i = 0; i < COLUMN_KINDS; i++)
+        sum += bytes[i];
+    return sum;
+}
+
+static uint64_t whole_pages(uint64_t bytes)
+{
+    return (bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+}
+
+/* What columns and rows with logits touch of the activations, in whole pages of each kind. */
+static uint64_t touched_bytes(const struct model *model, uint64_t n_columns, uint64_t n_logits)
+{
+    uint64_t bytes[COLUMN_KINDS], sum = whole_pages(n_logits * step_logits_bytes(model));
+
+    column_bytes(model, n_columns, bytes);
+    for (size_t i = 0; i < COLUMN_KINDS; i++)
+        sum += whole_pages(bytes[i]);
+    return sum;
 }
 
 /* Counts what a step touches beyond all before it. */
@@ -364,7 +385,7 @@ static void step_carve(struct step *step, struct carve *c)
     const struct hparams *h = &step->model->hparams;
     const uint64_t columns = ENGINE_MAX_COLUMNS;
 
-    step->logits_stride = (h->n_vocab + 15u) & ~15u;
+    step->logits_stride = step_logits_bytes(step->model) / sizeof(float);
     step->x = carve(c, columns * h->n_embd, sizeof(float));
     step->h = carve(c, columns * h->n_embd, sizeof(float));
     step->out = carve(c, columns * h->n_embd, sizeof(float));

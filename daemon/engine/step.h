@@ -73,6 +73,9 @@ void step_project_attention(struct step *step, const struct tensor *projection);
 void step_feed_forward(struct step *step, const struct tensor *gate, const struct tensor *up,
                        const struct tensor *down);
 
+/* What a token, and a row whose logits are wanted, take of a step's activations. */
+uint64_t step_token_bytes(const struct model *model);
+uint64_t step_logits_bytes(const struct model *model);
 /* Memory for steps of the model on the engine whose rows end at n_positions at most, kept for all
  * that follow: activations, attention's scratch, room in the rotary table. -ENOMEM. */
 int step_reserve(struct engine *engine, struct model *model, uint32_t n_positions);

@@ -25,6 +25,8 @@ void registry_write_info(const struct model_entry *entry, FILE *out)
         fprintf(out,
                 "context_tokens %u\nweight_bytes %" PRIu64 "\nkv_bytes_per_token %" PRIu64 "\n",
                 info->context_tokens, info->weight_bytes, info->kv_token_bytes);
+        fprintf(out, "scratch_bytes_per_token %" PRIu64 "\nscratch_bytes_per_logits %" PRIu64 "\n",
+                info->step_token_bytes, info->step_logits_bytes);
     }
 }
 
