@@ -436,6 +436,11 @@ void op_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *file,
     struct handle *handle = handle_of(file);
 
     (void)ino;
+    if (poll && handle_polls_too_many(handle)) {
+        fuse_pollhandle_destroy(poll);
+        fuse_reply_err(req, EMFILE);
+        return;
+    }
     if (poll)
         handle_set_poll(handle, poll);
     fuse_reply_poll(req, poll_events(handle, view_now_us()));

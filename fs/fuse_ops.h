@@ -26,6 +26,9 @@
 /* Open files and directories, in all and of one uid; beyond it -ENFILE and -EMFILE. */
 #define VIEW_HANDLES_MAX         65536u
 #define VIEW_HANDLES_PER_UID_MAX 16384u
+/* Open files of one uid that somebody polls: each is looked at with every push. Beyond it POLLERR.
+ */
+#define VIEW_POLLED_PER_UID_MAX 2048u
 /* How long the kernel may keep what cannot change, and what follows the daemon. */
 #define VIEW_FIXED_TIMEOUT_S   3600.0
 #define VIEW_FOLLOWS_TIMEOUT_S 0.1

@@ -134,15 +134,50 @@ void view_fill_entry(const struct view *view, uint64_t parent, uint64_t ino, mod
 
 /* ---- handles ---- */
 
+static struct user *user_of(struct view *view, uid_t uid)
+{
+    struct user *user;
+
+    HASH_FIND(hh, view->users, &uid, sizeof(uid), user);
+    if (user)
+        return user;
+    user = calloc(1, sizeof(*user));
+    if (!user)
+        return NULL;
+    user->uid = uid;
+    HASH_ADD(hh, view->users, uid, sizeof(user->uid), user);
+    if (hash_added(&user->hh))
+        return user;
+    free(user);
+    return NULL;
+}
+
+/* Forgets one who has nothing open. */
+static void user_put(struct view *view, struct user *user)
+{
+    if (user->n_handles > 0)
+        return;
+    HASH_DELETE(hh, view->users, user);
+    free(user);
+}
+
 void handle_set_poll(struct handle *handle, struct fuse_pollhandle *poll)
 {
     if (handle->poll) {
         fuse_pollhandle_destroy(handle->poll);
         handle->view->n_polled--;
+        handle->user->n_polled--;
     }
     handle->poll = poll;
-    if (poll)
+    if (poll) {
         handle->view->n_polled++;
+        handle->user->n_polled++;
+    }
+}
+
+bool handle_polls_too_many(const struct handle *handle)
+{
+    return !handle->poll && handle->user->n_polled >= VIEW_POLLED_PER_UID_MAX;
 }
 
 void handle_wake(struct handle *handle)
@@ -162,6 +197,8 @@ void handle_free(struct handle *handle)
     handle_set_poll(handle, NULL);
     DL_DELETE(view->handles, handle);
     view->n_handles--;
+    handle->user->n_handles--;
+    user_put(view, handle->user);
     view->n_events -= handle->what == TREE_EVENTS;
     events_reader_done(&handle->events);
     free(handle->caller);
@@ -171,37 +208,29 @@ void handle_free(struct handle *handle)
     free(handle);
 }
 
-static int check_bounds(const struct view *view, uid_t uid)
-{
-    const struct handle *handle;
-    size_t n = 0;
-
-    if (view->n_handles >= VIEW_HANDLES_MAX)
-        return -ENFILE;
-    /* Counting them only where it could matter keeps open(2) cheap. */
-    if (view->n_handles < VIEW_HANDLES_PER_UID_MAX)
-        return 0;
-    DL_FOREACH (view->handles, handle)
-        n += handle->uid == uid;
-    return n >= VIEW_HANDLES_PER_UID_MAX ? -EMFILE : 0;
-}
-
 int handle_new(struct view *view, fuse_req_t req, const struct tree_node *node,
                struct handle **ret_handle)
 {
-    uid_t uid = fuse_req_ctx(req)->uid;
     struct handle *handle;
-    int r = check_bounds(view, uid);
+    struct user *user;
 
-    if (r < 0)
-        return r;
-    handle = calloc(1, sizeof(*handle));
-    if (!handle)
+    if (view->n_handles >= VIEW_HANDLES_MAX)
+        return -ENFILE;
+    user = user_of(view, fuse_req_ctx(req)->uid);
+    if (!user)
         return -ENOMEM;
+    if (user->n_handles >= VIEW_HANDLES_PER_UID_MAX)
+        return -EMFILE;
+    handle = calloc(1, sizeof(*handle));
+    if (!handle) {
+        user_put(view, user);
+        return -ENOMEM;
+    }
     handle->view = view;
     handle->ino = node->ino;
     handle->what = node->what;
-    handle->uid = uid;
+    handle->user = user;
+    user->n_handles++;
     events_reader_init(view->events, &handle->events);
     DL_APPEND(view->handles, handle);
     view->n_handles++;

@@ -7,6 +7,7 @@
 #include "fs/events.h"
 #include "fs/fuse_ops.h"
 #include "fs/parked.h"
+#include "lib/hash.h"
 
 /* An entry of a directory's snapshot. */
 struct entry {
@@ -15,15 +16,23 @@ struct entry {
     char name[TREE_NAME_MAX + 1];
 };
 
+/* Somebody who has something open; there while he has. */
+struct user {
+    uid_t uid;
+    size_t n_handles;
+    size_t n_polled; /* of them with a poll handle */
+    UT_hash_handle hh;
+};
+
 /* One open(2) or opendir(3). */
 struct handle {
     struct handle *prev, *next;
     struct view *view;
     uint64_t ino;
     enum tree_what what;
-    uid_t uid;
-    bool changed; /* the value is no longer `text`; poll has said so */
-    char *text;   /* the snapshot; NULL where none has been taken (yet) */
+    struct user *user; /* whose it is */
+    bool changed;      /* the value is no longer `text`; poll has said so */
+    char *text;        /* the snapshot; NULL where none has been taken (yet) */
     size_t bytes;
     struct caller *caller; /* who opened it; NULL unless for writing */
     struct link_order *hold;
@@ -88,6 +97,7 @@ struct view {
     uint64_t gave_up_us; /* somebody last got the last copy for want of a fresh one */
     struct parked_list parked;
     struct handle *handles;
+    struct user *users; /* by uid */
     size_t n_handles;
     size_t n_polled; /* of them with a poll handle */
     size_t n_events; /* of them `events` */
@@ -122,6 +132,8 @@ void handle_free(struct handle *handle);
 /* The handle's text is the value now. */
 int handle_take(struct handle *handle, uint64_t now_us);
 void handle_set_poll(struct handle *handle, struct fuse_pollhandle *poll);
+/* Whether he who opened it polls as many as he may already, and not this one. */
+bool handle_polls_too_many(const struct handle *handle);
 /* Tells whoever polls, once. */
 void handle_wake(struct handle *handle);
 /* The kernel has the handle from now on, or it is freed. */

@@ -354,6 +354,77 @@ def readers_in_great_numbers_leave_no_files_behind(t):
     expect(m.read(STATE) == "cold\n", m.read(STATE))
 
 
+# Opens a file as a user until that fails; says how often it went well and why it failed, and waits.
+OPEN_ALL = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))
+os.setgroups([])
+os.setgid(int(sys.argv[1]))
+os.setuid(int(sys.argv[1]))
+n = 0
+try:
+    while True:
+        os.open(sys.argv[2], os.O_RDONLY)
+        n += 1
+except OSError as e:
+    print(n, e.errno, flush=True)
+sys.stdin.read()
+"""
+
+
+@test
+def open_files_of_a_user_are_bounded_and_others_have_room(t):
+    t.need_root()
+    m = t.mount(Fake(t))
+    for uid in (4001, 4002, 4001):
+        hoarders = [t.start("/usr/bin/python3", "-c", OPEN_ALL, u, m.path / STATE, stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, text=True) for u in (str(uid), "4003")]
+        for hoarder in hoarders:
+            said = hoarder.stdout.readline()
+            expect(said == f"16384 {errno.EMFILE}\n", f"{said!r}")
+        expect(m.read(STATE) == "cold\n", "others cannot read")
+        for hoarder in hoarders:
+            hoarder.stdin.close()
+            expect(hoarder.wait(20) == 0, "it did not end")
+            hoarder.stdout.close()
+        wait_for(lambda: t.run("/usr/bin/setpriv", f"--reuid={uid}", "--clear-groups", "cat",
+                               m.path / STATE, code=None).code == 0, "its files to be closed")
+
+
+# Polls files as a user, one more than may be; says how many fail at once, then when the others wake.
+POLL_ALL = """
+import os, resource, select, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))
+poller = select.poll()
+for _ in range(2049):
+    poller.register(os.open(sys.argv[1], os.O_RDONLY), select.POLLPRI)
+told = poller.poll(20000)
+print(len(told), told[0][1] == select.POLLERR, flush=True)
+os.close(told[0][0])
+poller.unregister(told[0][0])
+n = set()
+while len(n) < 2048:
+    for fd, event in poller.poll():
+        os.pread(fd, 100, 0)
+        n.add(fd) if event == select.POLLPRI else sys.exit(1)
+print(len(n), flush=True)
+"""
+
+
+@test
+def polled_files_of_a_user_are_bounded(t):
+    fake = Fake(t)
+    m = t.mount(fake)
+    poller = t.start("/usr/bin/python3", "-c", POLL_ALL, m.path / STATE, stdout=subprocess.PIPE, text=True)
+    said = poller.stdout.readline()
+    expect(said == "1 True\n", f"{said!r}")
+    fake.do("state ready")
+    said = poller.stdout.readline()
+    expect(said == "2048\n", f"{said!r}")
+    expect(poller.wait(20) == 0, "it did not end")
+    poller.stdout.close()
+
+
 @test
 def a_thousand_pollers_wake_at_once(t):
     fake = Fake(t)
