@@ -20,7 +20,11 @@ static int list_add(struct listing *listing, uint64_t ino, mode_t mode, const ch
 
     if (handle->n_entries == listing->capacity) {
         size_t capacity = MAX(16u, listing->capacity * 2);
-        struct entry *entries = realloc(handle->entries, capacity * sizeof(*entries));
+        struct entry *entries;
+        int r = handle_keep(handle, capacity * sizeof(*entries));
+        if (r < 0)
+            return r;
+        entries = realloc(handle->entries, capacity * sizeof(*entries));
         if (!entries)
             return -ENOMEM;
         handle->entries = entries;

@@ -257,6 +257,16 @@ static void give_again(const struct handle *handle, fuse_req_t req, size_t size,
     fuse_reply_buf(req, handle->given + handle->given_bytes - left, MIN(size, left));
 }
 
+static int make_given(struct handle *handle)
+{
+    int r = handle_keep(handle, EVENTS_READ_BYTES);
+
+    if (r < 0)
+        return r;
+    handle->given = malloc(EVENTS_READ_BYTES);
+    return handle->given ? 0 : -ENOMEM;
+}
+
 void answer_events(struct handle *handle, fuse_req_t req, size_t size, off_t offset)
 {
     struct view *view = handle->view;
@@ -264,9 +274,7 @@ void answer_events(struct handle *handle, fuse_req_t req, size_t size, off_t off
     int r = 0;
 
     if (!handle->given)
-        handle->given = malloc(EVENTS_READ_BYTES);
-    if (!handle->given)
-        r = -ENOMEM;
+        r = make_given(handle);
     if (r == 0)
         r = events_read(view->events, &handle->events, handle->given, MIN(size, EVENTS_READ_BYTES),
                         &bytes);

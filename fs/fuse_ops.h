@@ -26,6 +26,10 @@
 /* Open files and directories, in all and of one uid; beyond it -ENFILE and -EMFILE. */
 #define VIEW_HANDLES_MAX         65536u
 #define VIEW_HANDLES_PER_UID_MAX 16384u
+/* Bytes kept for open files and directories (what they held when they were opened), of one uid and
+ * in all; beyond it -EMFILE and -ENFILE. */
+#define VIEW_KEPT_BYTES_PER_UID_MAX (64u << 20)
+#define VIEW_KEPT_BYTES_MAX         (256u << 20)
 /* Open files of one uid that somebody polls: each is looked at with every push. Beyond it POLLERR.
  */
 #define VIEW_POLLED_PER_UID_MAX 2048u

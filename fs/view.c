@@ -188,6 +188,23 @@ void handle_wake(struct handle *handle)
     handle_set_poll(handle, NULL);
 }
 
+int handle_keep(struct handle *handle, size_t bytes)
+{
+    struct user *user = handle->user;
+    struct view *view = handle->view;
+    size_t of_user = user->kept_bytes - handle->kept_bytes + bytes;
+    size_t of_all = view->kept_bytes - handle->kept_bytes + bytes;
+
+    if (bytes > handle->kept_bytes && of_user > VIEW_KEPT_BYTES_PER_UID_MAX)
+        return -EMFILE;
+    if (bytes > handle->kept_bytes && of_all > VIEW_KEPT_BYTES_MAX)
+        return -ENFILE;
+    user->kept_bytes = of_user;
+    view->kept_bytes = of_all;
+    handle->kept_bytes = bytes;
+    return 0;
+}
+
 void handle_free(struct handle *handle)
 {
     struct view *view = handle->view;
@@ -197,6 +214,7 @@ void handle_free(struct handle *handle)
     handle_set_poll(handle, NULL);
     DL_DELETE(view->handles, handle);
     view->n_handles--;
+    handle_keep(handle, 0);
     handle->user->n_handles--;
     user_put(view, handle->user);
     view->n_events -= handle->what == TREE_EVENTS;
@@ -251,6 +269,11 @@ int handle_take(struct handle *handle, uint64_t now_us)
         r = render_node(view->mirror, &node, now_us, &text, &bytes);
     if (r < 0)
         return r;
+    r = handle_keep(handle, bytes);
+    if (r < 0) {
+        free(text);
+        return r;
+    }
     free(handle->text);
     handle->text = text;
     handle->bytes = bytes;

@@ -21,6 +21,7 @@ struct user {
     uid_t uid;
     size_t n_handles;
     size_t n_polled; /* of them with a poll handle */
+    size_t kept_bytes;
     UT_hash_handle hh;
 };
 
@@ -31,6 +32,7 @@ struct handle {
     uint64_t ino;
     enum tree_what what;
     struct user *user; /* whose it is */
+    size_t kept_bytes; /* text, entries and what is given again, as counted in `user` */
     bool changed;      /* the value is no longer `text`; poll has said so */
     char *text;        /* the snapshot; NULL where none has been taken (yet) */
     size_t bytes;
@@ -99,6 +101,7 @@ struct view {
     struct handle *handles;
     struct user *users; /* by uid */
     size_t n_handles;
+    size_t kept_bytes;
     size_t n_polled; /* of them with a poll handle */
     size_t n_events; /* of them `events` */
 };
@@ -129,6 +132,8 @@ double view_attr_timeout_s(uint64_t parent, mode_t mode);
 int handle_new(struct view *view, fuse_req_t req, const struct tree_node *node,
                struct handle **ret_handle);
 void handle_free(struct handle *handle);
+/* From now on this much is kept for the handle, if it may be. -EMFILE, -ENFILE. */
+int handle_keep(struct handle *handle, size_t bytes);
 /* The handle's text is the value now. */
 int handle_take(struct handle *handle, uint64_t now_us);
 void handle_set_poll(struct handle *handle, struct fuse_pollhandle *poll);

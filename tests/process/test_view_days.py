@@ -391,6 +391,26 @@ def open_files_of_a_user_are_bounded_and_others_have_room(t):
                                m.path / STATE, code=None).code == 0, "its files to be closed")
 
 
+@test
+def what_is_kept_for_a_user_s_open_files_is_bounded(t):
+    t.need_root()
+    d = t.daemon()
+    m = t.mount(d)
+    for name in ("metrics/hearth.prom", "models"):
+        hoarder = t.start("/usr/bin/python3", "-c", OPEN_ALL, "4001", m.path / name, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True)
+        n, error = (int(word) for word in hoarder.stdout.readline().split())
+        expect(error == errno.EMFILE, errno.errorcode[error])
+        if name == "models":
+            expect(n == 16384, f"{n} directories of few entries")
+        else:
+            expect(1000 < n < (64 << 20) / (len(m.read(name)) * 0.8), f"{n} files of {len(m.read(name))} bytes")
+        expect(m.read(f"{EMBER}/state") == "cold\n", "others cannot read")
+        hoarder.stdin.close()
+        expect(hoarder.wait(20) == 0, "it did not end")
+        hoarder.stdout.close()
+
+
 # Polls files as a user, one more than may be; says how many fail at once, then when the others wake.
 POLL_ALL = """
 import os, resource, select, sys
