@@ -125,6 +125,27 @@ def hearthfs_killed_under_who_polls_holds_or_looks_up_is_followed_by_the_next(t)
 
 
 @test
+def hearthfs_killed_while_it_has_a_daemon_started_is_followed_by_the_next(t):
+    t.need_root()
+    t.write("s.models", "alpha\n")
+    fake = Fake(t, "--activated")
+    m = t.mount(fake)
+    for begin in (lambda: m.write(PRELOAD, "1"), lambda: os.open(m.path / HOLD, os.O_WRONLY)):
+        fake.process.send_signal(signal.SIGSTOP)  # as slow to start as the test wants
+        stage = Stage(begin)
+        until(m, "status", "starting\n")
+        kill_and_follow(m, stage)
+        expect(m.read("status") == "inactive\n" and names(m, "models") == ["alpha"], m.read("status"))
+        fake.process.send_signal(signal.SIGCONT)
+        m.write(PRELOAD, "1")
+        until(m, "status", "running\n")
+        expect(fake.do("holds") == "0", "the dead one's hold was taken")
+        fake.stop()
+        until(m, "status", "inactive\n")
+        fake = Fake(t, "--activated")
+
+
+@test
 def hearthfs_killed_while_mounting_leaves_nothing_in_the_way(t):
     t.need_root()
     fake = Fake(t)
