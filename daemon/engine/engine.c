@@ -474,10 +474,10 @@ void engine_forget_prefixes(struct engine *engine, struct model *model)
         prefix_forget(&engine->prefixes, model);
 }
 
-void engine_shrink_scratch(struct model *model)
+void engine_shrink_scratch(struct model *model, uint64_t kept_bytes)
 {
     assert(model->n_sequences == 0);
-    step_shrink(&model->step, ENGINE_KEPT_SCRATCH);
+    step_shrink(&model->step, kept_bytes);
 }
 
 uint32_t sequence_length(const struct sequence *sequence)

@@ -129,15 +129,14 @@ struct model_memory {
     /* Activations as far as its widest steps have touched them, its rotary table, and the tables of
      * its sequences: kept until it is freed, but for what engine_shrink_scratch() gives back. */
     uint64_t scratch_bytes;
-    uint64_t kv_bytes; /* pages of its sequences and of the prefixes kept of it */
+    uint64_t activation_bytes; /* of these, what a model at rest can give back */
+    uint64_t kv_bytes;         /* pages of its sequences and of the prefixes kept of it */
 };
 /* Any thread while the model lives. */
 void model_memory(const struct model *model, struct model_memory *ret_memory);
-/* Activations that a model at rest keeps, so that its next steps find them there. */
-#define ENGINE_KEPT_SCRATCH ((uint64_t)16 << 20)
 /* Gives the activations of a model without sequences back where they are more than that; the next
  * steps touch them anew (engine thread). */
-void engine_shrink_scratch(struct model *model);
+void engine_shrink_scratch(struct model *model, uint64_t kept_bytes);
 
 /* Gives back the prefixes kept of a model without sequences (engine thread). */
 void engine_forget_prefixes(struct engine *engine, struct model *model);

@@ -164,6 +164,7 @@ void model_memory(const struct model *model, struct model_memory *ret_memory)
 {
     *ret_memory = (struct model_memory){
         .scratch_bytes = atomic_load_explicit(&model->scratch_bytes, memory_order_relaxed),
+        .activation_bytes = atomic_load_explicit(&model->activation_bytes, memory_order_relaxed),
         .kv_bytes = atomic_load_explicit(&model->kv.used_bytes, memory_order_relaxed),
     };
 }

@@ -77,7 +77,7 @@ struct model {
     struct step step;
     struct engine_step_stats stats;
     /* Of activations, rotary table and sequences. Any thread reads it, as it does kv.used_bytes. */
-    _Atomic uint64_t scratch_bytes;
+    _Atomic uint64_t scratch_bytes, activation_bytes /* of these */;
 };
 
 struct plan;
@@ -94,12 +94,17 @@ static inline const float *rope_cosines(const struct model *model, uint32_t posi
     return model->rope.values + (size_t)position * model->hparams.n_rot;
 }
 
-/* So much more of scratch, or less (modulo 2^64); by the engine thread alone. */
+/* So much more, or less (modulo 2^64); by the engine thread alone. */
+static inline void model_count(_Atomic uint64_t *counter, uint64_t bytes)
+{
+    uint64_t so_far = atomic_load_explicit(counter, memory_order_relaxed);
+
+    atomic_store_explicit(counter, so_far + bytes, memory_order_relaxed);
+}
+
 static inline void model_count_scratch(struct model *model, uint64_t bytes)
 {
-    uint64_t so_far = atomic_load_explicit(&model->scratch_bytes, memory_order_relaxed);
-
-    atomic_store_explicit(&model->scratch_bytes, so_far + bytes, memory_order_relaxed);
+    model_count(&model->scratch_bytes, bytes);
 }
 
 /* Lets others have the tiles of its prompt that are computed now. */

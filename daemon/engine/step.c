@@ -70,6 +70,12 @@ static uint64_t touched_bytes(const struct model *model, uint64_t n_columns, uin
     return sum;
 }
 
+static void count_activations(struct model *model, uint64_t bytes)
+{
+    model_count_scratch(model, bytes);
+    model_count(&model->activation_bytes, bytes);
+}
+
 /* Counts what a step touches beyond all before it. */
 static void step_touch(struct step *step, uint32_t n_columns, uint32_t n_logits)
 {
@@ -81,8 +87,7 @@ static void step_touch(struct step *step, uint32_t n_columns, uint32_t n_logits)
     before = touched_bytes(model, step->most_columns, step->most_logits);
     step->most_columns = MAX(step->most_columns, n_columns);
     step->most_logits = MAX(step->most_logits, n_logits);
-    model_count_scratch(model,
-                        touched_bytes(model, step->most_columns, step->most_logits) - before);
+    count_activations(model, touched_bytes(model, step->most_columns, step->most_logits) - before);
 }
 
 /* ---- the team ---- */
@@ -430,7 +435,7 @@ void step_shrink(struct step *step, uint64_t kept_bytes)
     if (bytes <= kept_bytes || madvise(step->memory, step->memory_bytes, MADV_DONTNEED) < 0)
         return;
     step->most_columns = step->most_logits = 0;
-    model_count_scratch(step->model, -bytes);
+    count_activations(step->model, -bytes);
 }
 
 void step_done(struct step *step)

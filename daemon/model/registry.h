@@ -127,9 +127,9 @@ struct registry_ops {
     /* A model is loaded, or with loading.prediction dry-run would be, before anybody asks. May be
      * NULL. */
     void (*predicted)(void *userdata, const struct model_entry *entry, bool dry_run);
-    /* A model has rested for a while: have scratch given back that it does not need, where that is
-     * still so, then call registry_shrunk(). May be NULL. */
-    void (*shrink)(void *userdata, struct model_entry *entry);
+    /* A model is at rest: have its activations given back where they are more than that, and it
+     * still is, then call registry_shrunk(). May be NULL. */
+    void (*shrink)(void *userdata, struct model_entry *entry, uint64_t kept_bytes);
 };
 
 struct registry_options {

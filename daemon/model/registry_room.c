@@ -16,8 +16,10 @@
  * and the tokenizer. The true size is counted once it is known. */
 #define LOAD_EXTRA_PERCENT 10u
 
-/* A model that nobody has used for so long gives back what its wide steps took. */
-#define REST_US 1000000u
+/* A model that nobody has used for so long gives its activations back where they are more than so
+ * much; what it keeps, its next steps find there. */
+#define REST_US    1000000u
+#define REST_BYTES ((uint64_t)16 << 20)
 
 struct room {
     struct resident *residents;
@@ -77,10 +79,38 @@ void registry_shrink_idle(struct registry *registry, struct model_entry *entry, 
     if (entry->shrunk || entry->in_use > 0 || !ops->shrink || now - entry->idle_since_us < REST_US)
         return;
     model_memory(entry->model, &memory);
-    if (memory.scratch_bytes <= ENGINE_KEPT_SCRATCH)
+    if (memory.activation_bytes <= REST_BYTES)
         return;
     entry->shrunk = true;
-    ops->shrink(ops->userdata, entry);
+    ops->shrink(ops->userdata, entry, REST_BYTES);
+}
+
+/* It can give its activations back at once: nobody has to go for them. */
+static bool is_at_rest(const struct model_entry *entry)
+{
+    return entry->state == MODEL_READY && entry->in_use == 0;
+}
+
+static uint64_t rest_bytes(const struct model_entry *entry)
+{
+    struct model_memory memory;
+
+    model_memory(entry->model, &memory);
+    /* The engine thread may be at it between the two. */
+    return entry->reserved_bytes + memory.scratch_bytes -
+           MIN(memory.activation_bytes, memory.scratch_bytes);
+}
+
+/* Somebody comes who fits when it has been given back. */
+static void take_spare(struct registry *registry)
+{
+    const struct registry_ops *ops = &registry->options.ops;
+
+    if (!ops->shrink || registry_loaded_bytes(registry) <= registry->options.budget_bytes)
+        return;
+    for (struct model_entry *e = registry->entries; e; e = e->hh.next)
+        if (is_at_rest(e) && rest_bytes(e) < registry_need_bytes(e))
+            ops->shrink(ops->userdata, e, 0);
 }
 
 void registry_shrunk(struct registry *registry)
@@ -144,7 +174,7 @@ static int room_look(const struct registry *registry, const struct model_entry *
             continue;
         room.entries[room.n] = e;
         room.residents[room.n++] = (struct resident){
-            .bytes = registry_need_bytes(e),
+            .bytes = is_at_rest(e) ? rest_bytes(e) : registry_need_bytes(e),
             .last_used_us = e->last_used_us,
             .wanted = is_awaited(registry, e) ? PREDICTOR_SURELY : registry_wanted(registry, e),
             .fixed = e->pinned || e->holds > 0,
@@ -250,6 +280,7 @@ void registry_start_queued(struct registry *registry, struct model_entry *entry)
     switch (verdict) {
     case RESIDENCY_FITS:
         entry->reserved_bytes = registry_need_bytes(entry);
+        take_spare(registry);
         registry_start_load(registry, entry);
         break;
     case RESIDENCY_EVICT:

@@ -13,6 +13,8 @@
  * from before it fell asleep, with a reserve; and room for those of models. */
 #define MESSAGES_PER_REQUEST 6u
 #define MESSAGES_OF_MODELS   4096u
+/* Bytes of what a model keeps are said in. */
+#define KEPT_UNIT 4096u
 
 enum message_kind {
     MESSAGE_SUBMIT,
@@ -95,9 +97,10 @@ int runner_remove_model(struct runner *runner, struct runner_model *model)
     return send_message(runner, MESSAGE_REMOVE_MODEL, model, 0);
 }
 
-void runner_shrink_model(struct runner *runner, struct runner_model *model)
+void runner_shrink_model(struct runner *runner, struct runner_model *model, uint64_t kept_bytes)
 {
-    (void)send_message(runner, MESSAGE_SHRINK_MODEL, model, 0);
+    (void)send_message(runner, MESSAGE_SHRINK_MODEL, model,
+                       (uint32_t)MIN(kept_bytes / KEPT_UNIT, (uint64_t)UINT32_MAX));
 }
 
 void *runner_model_subject(const struct runner_model *model)
@@ -214,7 +217,9 @@ static void take_inbox(struct runner *runner)
         case MESSAGE_UNPARK: take_about(runner, &messages[i]); break;
         case MESSAGE_ADD_MODEL: runner_take_model(runner, subject); break;
         case MESSAGE_REMOVE_MODEL: runner_drop_model(runner, subject); break;
-        case MESSAGE_SHRINK_MODEL: runner_shrink(runner, subject); break;
+        case MESSAGE_SHRINK_MODEL:
+            runner_shrink(runner, subject, (uint64_t)messages[i].number * KEPT_UNIT);
+            break;
         case MESSAGE_STOP: runner->stopping = true; break;
         }
     }

@@ -62,9 +62,9 @@ int runner_add_model(struct runner *runner, struct model *model, void *subject,
                      struct runner_model **ret_model);
 /* Lets it go once its last request has ended: RUNNER_REMOVED, after RUNNER_WARMED. */
 int runner_remove_model(struct runner *runner, struct runner_model *model);
-/* Gives scratch back that a model at rest does not need, if it still is: RUNNER_SHRUNK. Where there
- * is no room for the message, it stays. */
-void runner_shrink_model(struct runner *runner, struct runner_model *model);
+/* Gives the activations of a model at rest back where they are more than that (whole pages), and it
+ * still is: RUNNER_SHRUNK. Where there is no room for the message, they stay. */
+void runner_shrink_model(struct runner *runner, struct runner_model *model, uint64_t kept_bytes);
 void *runner_model_subject(const struct runner_model *model);
 /* NULL: the warm-up step went well. Read after RUNNER_WARMED. */
 const char *runner_model_error(const struct runner_model *model);

@@ -96,7 +96,7 @@ int runner_grow_kv(void *userdata, struct job *job);
 /* The messages of one. */
 void runner_take_model(struct runner *runner, struct runner_model *rm);
 void runner_drop_model(struct runner *runner, struct runner_model *rm);
-void runner_shrink(struct runner *runner, struct runner_model *rm);
+void runner_shrink(struct runner *runner, struct runner_model *rm, uint64_t kept_bytes);
 /* A model that is to go may, if nothing of it is left. */
 void runner_let_model_go(struct runner *runner, struct runner_model *rm);
 /* The next slice of the first step of the model whose turn it is. */

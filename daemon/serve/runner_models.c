@@ -95,10 +95,10 @@ void runner_drop_model(struct runner *runner, struct runner_model *rm)
     runner_let_model_go(runner, rm);
 }
 
-void runner_shrink(struct runner *runner, struct runner_model *rm)
+void runner_shrink(struct runner *runner, struct runner_model *rm, uint64_t kept_bytes)
 {
     /* No request: then none of its sequences is there, but for the first step's. */
     if (rm->n_requests == 0 && !rm->warming && !lane_step_open(rm->lane))
-        engine_shrink_scratch(rm->model);
+        engine_shrink_scratch(rm->model, kept_bytes);
     outbox_note(runner->outbox, RUNNER_SHRUNK, rm);
 }

@@ -230,11 +230,11 @@ static void on_expel(void *userdata, struct model_entry *entry)
     generation_expel(userdata, entry);
 }
 
-static void on_shrink(void *userdata, struct model_entry *entry)
+static void on_shrink(void *userdata, struct model_entry *entry, uint64_t kept_bytes)
 {
     struct service *service = userdata;
 
-    runner_shrink_model(service->runner, entry->attachment);
+    runner_shrink_model(service->runner, entry->attachment, kept_bytes);
 }
 
 /* ---- peers ---- */

@@ -108,3 +108,20 @@ def a_model_at_rest_gives_back_what_wide_steps_took(t):
              "the budget to have it back")
     work(d, "wide")
     expect(parts_of(items_of(d)["wide"])[2] > 20 << 20, "wide steps take it again")
+
+
+@test
+def nobody_goes_for_what_another_at_rest_can_give_back(t):
+    paths = [t.dir / f"{name}.gguf" for name in NAMES]
+    for seed, path in enumerate(paths):
+        t.run("make-model", "--out", path, "--dim", "128", "--layers", "1", "--ff", "16384", "--type", "f16",
+              "--seed", str(seed))
+    kib = paths[0].stat().st_size // 1024
+    d = t.daemon(models=paths, config=f"memory_budget: {kib * 5 // 2 + 8192}KiB\n"
+                                      "engine: {kv_budget: 8MiB, chunk_target: 1s, prefix_cache: no}\n")
+    work(d, "a", texts=6)
+    expect(d.metric("model_bytes") > kib * 1024 * 3 // 2, "a is not in the way: the test shows nothing")
+    work(d, "b", texts=1, tokens=1)
+    items = items_of(d)
+    expect(items["a"].get("STATE") == "ready" and d.metric("evictions_total") == 0, f"{items['a']}")
+    expect(parts_of(items["a"])[2] < 1 << 20, f"{items['a'].get('STATS')}")

@@ -84,6 +84,16 @@ static void on_predicted(void *userdata, const struct model_entry *entry, bool d
     house->n_predicted++;
 }
 
+static void on_shrink(void *userdata, struct model_entry *entry, uint64_t kept_bytes)
+{
+    struct house *house = userdata;
+    size_t len = strlen(house->shrunk);
+
+    (void)kept_bytes;
+    cr_assert_eq(entry->in_use, 0);
+    snprintf(house->shrunk + len, sizeof(house->shrunk) - len, "%s ", entry->name);
+}
+
 void house_go_on(struct house *house, int wait_ms)
 {
     struct pollfd pollfd = {.fd = registry_fd(house->registry), .events = POLLIN};
@@ -213,6 +223,7 @@ void house_open(struct house *house, uint64_t budget_bytes)
                 .changed = on_changed,
                 .evicted = on_evicted,
                 .predicted = on_predicted,
+                .shrink = on_shrink,
                 .userdata = house},
     };
 

@@ -46,6 +46,7 @@ struct house {
     /* What it was told. */
     char states[1024]; /* "NAME:STATE " of each change */
     char evicted[512]; /* "VICTIM>NEWCOMER " of each */
+    char shrunk[128];  /* "NAME " of each that was to give activations back */
     uint32_t n_expelled, n_lists, n_predicted;
     bool again_when_cold;          /* the entry's `again` when it last went cold */
     struct model_entry *detaching; /* has been told to let go of this one, and has not yet */

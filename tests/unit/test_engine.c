@@ -1057,6 +1057,8 @@ Test(engine, a_model_s_scratch_is_what_its_widest_step_has_touched)
     bed_done(&bed);
 }
 
+#define KEPT (16u << 20)
+
 Test(engine, a_model_at_rest_gives_back_what_wide_steps_took)
 {
     struct model_plan plan = tiny_model_plan();
@@ -1078,9 +1080,9 @@ Test(engine, a_model_at_rest_gives_back_what_wide_steps_took)
         memcpy(first, logits, sizeof(first));
         sequence_free(sequence);
         wide = memory_of(bed.model).scratch_bytes;
-        cr_assert_gt(wide, ENGINE_KEPT_SCRATCH, "the test shows nothing");
+        cr_assert_gt(wide, KEPT, "the test shows nothing");
         here = resident_bytes();
-        engine_shrink_scratch(bed.model);
+        engine_shrink_scratch(bed.model, KEPT);
         narrow = memory_of(bed.model).scratch_bytes;
         cr_expect_lt(narrow, 1u << 20);
         cr_expect_gt(here - resident_bytes(), (wide - narrow) * 9 / 10);
@@ -1089,8 +1091,11 @@ Test(engine, a_model_at_rest_gives_back_what_wide_steps_took)
     test_feed(bed.engine, bed.model, sequence, ids, 100, 100);
     sequence_free(sequence);
     narrow = memory_of(bed.model).scratch_bytes;
-    engine_shrink_scratch(bed.model);
+    engine_shrink_scratch(bed.model, KEPT);
     cr_expect_eq(memory_of(bed.model).scratch_bytes, narrow, "so much it keeps");
+    engine_shrink_scratch(bed.model, 0);
+    cr_expect_eq(memory_of(bed.model).activation_bytes, 0);
+    cr_expect_lt(memory_of(bed.model).scratch_bytes, 1u << 20);
     bed_done(&bed);
 }
 

@@ -379,13 +379,13 @@ Test(runner, a_model_at_work_is_not_shrunk)
     struct runner_model *model = small_model(world, 128);
     struct request *request = lend_and_stop(world, request_for(model, 20, 30, 1u << 20));
 
-    runner_shrink_model(world->runner, model);
+    runner_shrink_model(world->runner, model, 0);
     stop_in_next_step(world);
     cr_expect(request->job.chunk && !request->ended);
     sem_post(&go_on);
     wait_for(world, &world->n_ended, 1);
     cr_expect_eq(request->reason, END_LENGTH);
-    runner_shrink_model(world->runner, model);
+    runner_shrink_model(world->runner, model, 0);
     wait_for(world, &world->n_shrunk, 2);
     request_free(request);
     world_free(world);
