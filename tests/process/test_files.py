@@ -589,6 +589,29 @@ def sigterm_unmounts_with_readers_blocked_and_files_open(t):
 
 
 @test
+def sigterm_ends_it_while_it_has_a_daemon_started(t):
+    t.write("s.models", "alpha\n")
+    fake = Fake(t, "--activated")
+    m = t.mount(fake)
+    fake.process.send_signal(signal.SIGSTOP)
+    box = []
+    writers = [threading.Thread(target=lambda name=name: box.append(errno_of(
+        lambda: os.close(os.open(m.path / name, os.O_WRONLY)) if name == HOLD else m.write(name, "1"))))
+        for name in (PRELOAD, HOLD)]
+    for writer in writers:
+        writer.start()
+    try:
+        until(m, "status", "starting\n")
+        m.stop()
+        for writer in writers:
+            writer.join(20)
+        expect(box == [errno.ENODEV] * 2, f"the orders came to {box}")
+    finally:
+        fake.process.send_signal(signal.SIGCONT)
+    expect(fake.do("holds") == "0" and fake.count("warm") == 0, "an order was carried out all the same")
+
+
+@test
 def sigint_ends_it_as_well(t):
     m = t.mount(Fake(t))
     m.process.send_signal(signal.SIGINT)
