@@ -455,9 +455,9 @@ static struct config *make_config(const struct world *world)
     assert(config_new(&config) == 0);
     assert(config_add_models_dir(config, world->dir) == 0);
     assert(config_set_state_dir(config, world->dir) == 0);
-    /* Room for two of the four. */
+    /* Room for two of the four at work, whose steps take as much as their weights. */
     config->engine.kv_budget = (struct config_size){.bytes = 8u << 20};
-    config->memory_budget = (struct config_size){.bytes = (8u << 20) + builtin_size() * 5 / 2};
+    config->memory_budget = (struct config_size){.bytes = (8u << 20) + builtin_size() * 5};
     config->streaming.park_timeout_us = PARK_TIMEOUT_US;
     config->batching.preserve_order = world->in_order;
     return config;
