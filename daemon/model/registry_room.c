@@ -85,7 +85,7 @@ void registry_shrink_idle(struct registry *registry, struct model_entry *entry, 
     ops->shrink(ops->userdata, entry, REST_BYTES);
 }
 
-/* It can give its activations back at once: nobody has to go for them. */
+/* It can give its activations back at once: nobody has to go for them. What it takes then. */
 static bool is_at_rest(const struct model_entry *entry)
 {
     return entry->state == MODEL_READY && entry->in_use == 0;
@@ -93,9 +93,10 @@ static bool is_at_rest(const struct model_entry *entry)
 
 static uint64_t rest_bytes(const struct model_entry *entry)
 {
-    struct model_memory memory;
+    struct model_memory memory = {0};
 
-    model_memory(entry->model, &memory);
+    if (entry->model)
+        model_memory(entry->model, &memory);
     /* The engine thread may be at it between the two. */
     return entry->reserved_bytes + memory.scratch_bytes -
            MIN(memory.activation_bytes, memory.scratch_bytes);
@@ -131,22 +132,30 @@ static bool is_awaited(const struct registry *registry, const struct model_entry
            now - entry->state_since_us < PREDICTOR_WINDOW_US;
 }
 
+/* A request waits for it. */
+static bool is_asked_for(const struct model_entry *newcomer)
+{
+    return newcomer->priority == LOAD_INTERACTIVE;
+}
+
+static bool is_impatient(const struct registry *registry, const struct model_entry *newcomer)
+{
+    return is_asked_for(newcomer) &&
+           registry_now_us(registry) - newcomer->state_since_us >= ROOM_PATIENCE_US;
+}
+
 /* Whether a resident stays for now, whatever it is worth. */
 static bool is_busy(const struct registry *registry, const struct model_entry *entry,
                     const struct model_entry *newcomer)
 {
-    bool asked = newcomer->priority == LOAD_INTERACTIVE; /* a request waits for it */
-    bool impatient =
-        asked && registry_now_us(registry) - newcomer->state_since_us >= ROOM_PATIENCE_US;
-
     if (registry_is_prediction(entry) && entry->task)
         return newcomer->priority == LOAD_PREDICTED; /* a load that others go before */
-    if (entry->state != MODEL_READY || (entry->in_use > 0 && !impatient) ||
+    if (entry->state != MODEL_READY || (entry->in_use > 0 && !is_impatient(registry, newcomer)) ||
         registry_is_needed(registry, entry))
         return true;
     if (newcomer->priority == LOAD_PREDICTED)
         return is_awaited(registry, entry);
-    return !asked && registry_used_by_others(registry, entry, newcomer->asker);
+    return !is_asked_for(newcomer) && registry_used_by_others(registry, entry, newcomer->asker);
 }
 
 static bool is_leaving(const struct model_entry *entry)
@@ -172,9 +181,13 @@ static int room_look(const struct registry *registry, const struct model_entry *
     for (struct model_entry *e = registry->entries; e; e = e->hh.next) {
         if (e == newcomer || e->reserved_bytes == 0)
             continue;
+        uint64_t rest = rest_bytes(e), bytes = is_at_rest(e) ? rest : registry_need_bytes(e);
+
+        bytes = MAX(bytes, rest); /* the engine thread may be at it between the two */
         room.entries[room.n] = e;
         room.residents[room.n++] = (struct resident){
-            .bytes = is_at_rest(e) ? rest_bytes(e) : registry_need_bytes(e),
+            .bytes = bytes,
+            .passing_bytes = is_impatient(registry, newcomer) ? 0 : bytes - rest,
             .last_used_us = e->last_used_us,
             .wanted = is_awaited(registry, e) ? PREDICTOR_SURELY : registry_wanted(registry, e),
             .fixed = e->pinned || e->holds > 0,

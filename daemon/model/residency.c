@@ -60,7 +60,7 @@ static struct sums sum_up(const struct resident *residents, size_t n_residents)
         if (residents[i].leaving)
             sums.leaving += residents[i].bytes;
         else if (residents[i].fixed)
-            sums.fixed += residents[i].bytes;
+            sums.fixed += residents[i].bytes - residents[i].passing_bytes;
     }
     return sums;
 }

@@ -16,6 +16,7 @@
 
 struct resident {
     uint64_t bytes;
+    uint64_t passing_bytes; /* of these: of one that is fixed, they come free all the same */
     uint64_t last_used_us;
     double wanted; /* the estimate of being wanted soon; only comparisons and sums mean something */
     bool fixed;    /* pinned or held: stays */

@@ -500,6 +500,16 @@ Test(registry, what_steps_take_counts_in_the_room_of_their_model)
     registry_want(house.registry, b, LOAD_INTERACTIVE, false);
     house_go_on(&house, 0);
     cr_expect_eq(b->state, MODEL_QUEUED);
+    registry_set_pinned(house.registry, a, true);
+    house_go_on(&house, 0);
+    cr_expect_eq(b->state, MODEL_QUEUED, "it can come once a rests");
+    house.now_us += 1000000;
+    house_go_on(&house, 0);
+    cr_expect_eq(b->state, MODEL_FAILED, "but nobody waits for that for ever");
+    cr_expect(strstr(b->error, "pinned or held"), "%s", b->error);
+    registry_want(house.registry, b, LOAD_INTERACTIVE, false);
+    house_go_on(&house, 0);
+    cr_expect_eq(b->state, MODEL_QUEUED);
     cr_expect_str_eq(house.shrunk, "");
     sequence_free(rows[0].sequence);
     sequence_free(rows[1].sequence);

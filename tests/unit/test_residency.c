@@ -46,6 +46,18 @@ Test(residency, fixed_ones_stay_and_what_cannot_fit_beside_them_is_refused)
     cr_assert_eq(decide(NULL, 0, 100, 101), RESIDENCY_IMPOSSIBLE);
 }
 
+Test(residency, what_a_fixed_one_will_give_back_is_waited_for)
+{
+    struct resident residents[] = {
+        {.bytes = 80, .passing_bytes = 30, .fixed = true, .busy = true},
+        {.bytes = 10, .last_used_us = 1},
+    };
+
+    cr_assert_eq(decide(residents, 2, 100, 40), RESIDENCY_WAIT);
+    cr_assert_eq(n_evict, 0);
+    cr_assert_eq(decide(residents, 2, 100, 51), RESIDENCY_IMPOSSIBLE);
+}
+
 Test(residency, busy_ones_are_waited_for_and_nobody_goes_in_vain)
 {
     struct resident residents[] = {{.bytes = 60, .busy = true}, {.bytes = 30, .last_used_us = 1}};
