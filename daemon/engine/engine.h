@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "daemon/engine/arena.h"
 #include "daemon/engine/gguf.h"
 #include "daemon/engine/kernels.h"
 #include "daemon/engine/pulse.h"
@@ -52,7 +53,9 @@ struct model_progress {
     _Atomic uint64_t done_bytes;   /* of the file's tensor data */
     _Atomic uint64_t total_bytes;  /* known after the header */
     _Atomic uint64_t direct_bytes; /* of done_bytes, read past the page cache; set at the end */
-    _Atomic bool cancel;           /* asks the load to end with -ECANCELED, before its next piece */
+    /* Of the weights' memory, what a predecessor left; set at the end. */
+    _Atomic uint64_t recycled_bytes;
+    _Atomic bool cancel; /* asks the load to end with -ECANCELED, before its next piece */
     /* Called by a loading thread between pieces; may be NULL. */
     void (*pause)(void *userdata);
     void *pause_userdata;
@@ -66,6 +69,9 @@ struct model_load_options {
     /* NULL: nobody computes meanwhile. Where steps run, new memory is taken in small pages:
      * clearing a huge one keeps a CPU for milliseconds. */
     const struct engine_pulse *pulse;
+    /* What a predecessor left; NULL: nothing. The load takes it when it knows its size, by
+     * exchange, so that somebody else may take it back until then. */
+    struct arena_legacy *_Atomic *legacy;
 };
 
 struct model_info {
@@ -121,6 +127,8 @@ int model_load_end(struct model_load *load, struct model **ret_model, struct fau
 struct model_load *model_load_free(struct model_load *load);
 
 struct model *model_free(struct model *model);
+/* The same, but leaves up to `most` bytes of the weights' memory to a successor; NULL: none. */
+struct arena_legacy *model_free_leaving(struct model *model, size_t most);
 const struct model_info *model_info(const struct model *model);
 const struct tokenizer *model_tokenizer(const struct model *model);
 

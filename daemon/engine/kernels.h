@@ -49,7 +49,8 @@ struct kernel_table {
     /* Packed size of a rows x cols matrix, a multiple of KERNEL_ALIGN; 0: unsupported. */
     size_t (*packed_bytes)(enum gguf_type type, uint32_t rows, uint32_t cols);
     /* Packs n_rows rows, given in the file's layout, from row_begin (a multiple of
-     * KERNEL_ROW_GROUP) on. n_rows is one too unless the rows end there. */
+     * KERNEL_ROW_GROUP) on. n_rows is one too unless the rows end there. Every byte of their groups
+     * is written, whatever was there. */
     void (*pack)(struct tensor *tensor, uint32_t row_begin, uint32_t n_rows, const void *rows);
     /* One row back as floats (embedding look-up; a tied embedding is one copy). */
     void (*unpack_row)(const struct tensor *tensor, uint32_t row, float *ret_values);

@@ -228,6 +228,33 @@ static void pack_numbers(uint8_t *group, uint32_t n_rows, uint32_t cols, size_t 
     }
 }
 
+/* Bytes that no row writes, in a group whose memory may have been anything. */
+static void clear_padding(enum gguf_type type, uint8_t *group, uint32_t cols)
+{
+    size_t used;
+
+    switch ((int)type) {
+    case GGUF_F16:
+    case GGUF_BF16:
+        used = (size_t)cols * KERNEL_ROW_GROUP * sizeof(uint16_t);
+        memset(group + used, 0, packed_group_bytes(type, cols) - used);
+        break;
+    case GGUF_Q8_0:
+    case GGUF_Q4_0:
+        used = (size_t)(cols / QK) * KERNEL_ROW_GROUP * sizeof(uint16_t);
+        memset(group + used, 0, scales_bytes(cols) - used);
+        break;
+    case GGUF_Q6_K:
+        for (uint32_t b = 0; b < cols / QK_K; b++) {
+            struct packed_q6_k *block = (struct packed_q6_k *)group + b;
+
+            memset(block->pad, 0, sizeof(block->pad));
+        }
+        break;
+    default: break; /* the others have none */
+    }
+}
+
 /* Rows of blocks are packed one after the other into their lanes. */
 static void pack_group(const struct tensor *tensor, uint8_t *group, uint32_t n_rows,
                        const uint8_t *rows, size_t row_bytes)
@@ -235,6 +262,8 @@ static void pack_group(const struct tensor *tensor, uint8_t *group, uint32_t n_r
     enum gguf_type type = tensor->type;
     if (n_rows < KERNEL_ROW_GROUP)
         memset(group, 0, packed_group_bytes(type, tensor->cols));
+    else
+        clear_padding(type, group, tensor->cols);
     if (type_is_float(type)) {
         pack_numbers(group, n_rows, tensor->cols, type == GGUF_F32 ? 4 : 2, rows);
         return;

@@ -33,7 +33,8 @@ struct model_load {
     struct plan plan;
     struct model *model;
     struct reader reader;
-    uint64_t max_bytes; /* of the arena; 0: no bound */
+    uint64_t max_bytes;                   /* of the arena; 0: no bound */
+    struct arena_legacy *_Atomic *legacy; /* the caller's, until the arena is made */
     const struct engine_pulse *pulse;
     uint32_t seen;      /* of the pulse, at the beginning */
     size_t piece_bytes; /* the most of one piece in the file */
@@ -45,45 +46,38 @@ struct model_load {
 
 /* ---- memory ---- */
 
-/* Huge pages mean fewer TLB misses, but clearing one keeps a CPU for milliseconds. While steps run
- * memory comes in small ones, which the kernel gathers later, see model_load_end(). Refused, it is
- * only slower. */
-static void choose_pages(struct model_load *load)
+/* One arena for everything that is packed. While steps run new memory comes in small pages, which
+ * the kernel gathers later, see model_load_end(). */
+static int make_arena(struct model_load *load, size_t bytes)
 {
+    struct arena_legacy *legacy = load->legacy ? atomic_exchange(load->legacy, NULL) : NULL;
     bool steps_run = load->pulse && pulse_works(load->pulse, &load->seen);
 
-    (void)madvise(load->model->arena, load->model->arena_bytes,
-                  steps_run ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+    return arena_init(&load->model->arena, bytes, !steps_run, legacy);
 }
 
-/* One mapping for everything that is packed. */
-static int model_map(struct model *model, const struct plan *plan, uint64_t max_bytes)
+static int model_map(struct model_load *load)
 {
-    size_t used = 0;
+    const struct plan *plan = &load->plan;
+    size_t bytes = 0, used = 0;
 
     for (size_t i = 0; i < plan->n_items; i++)
-        if (__builtin_add_overflow(model->arena_bytes, plan_item_bytes(&plan->items[i]),
-                                   &model->arena_bytes))
+        if (__builtin_add_overflow(bytes, plan_item_bytes(&plan->items[i]), &bytes))
             return fault_set(plan->fault, -ENOMEM, "the weights do not fit into memory");
-    if (max_bytes > 0 && model->arena_bytes > max_bytes)
+    if (load->max_bytes > 0 && bytes > load->max_bytes)
         return fault_set(plan->fault, -ENOMEM,
                          "the weights take %zu MiB, more than the %llu MiB that the file's size "
                          "led to expect",
-                         model->arena_bytes >> 20, (unsigned long long)max_bytes >> 20);
-    model->arena =
-        mmap(NULL, model->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (model->arena == MAP_FAILED) {
-        model->arena = NULL;
-        return fault_set(plan->fault, -ENOMEM, "no memory for weights of %zu bytes",
-                         model->arena_bytes);
-    }
+                         bytes >> 20, (unsigned long long)load->max_bytes >> 20);
+    if (make_arena(load, bytes) < 0)
+        return fault_set(plan->fault, -ENOMEM, "no memory for weights of %zu bytes", bytes);
     for (size_t i = 0; i < plan->n_items; i++) {
         const struct plan_item *item = &plan->items[i];
 
         if (item->tensor)
-            item->tensor->data = model->arena + used;
+            item->tensor->data = load->model->arena.memory + used;
         else
-            *item->vector = (float *)(model->arena + used);
+            *item->vector = (float *)(load->model->arena.memory + used);
         used += plan_item_bytes(item);
     }
     return 0;
@@ -205,6 +199,8 @@ static int64_t load_piece(struct model_load *load, const struct piece *piece, ui
         if (r < 0)
             return r;
         memcpy(*item->vector, at, item->sources[0]->bytes);
+        memset((uint8_t *)*item->vector + item->sources[0]->bytes, 0,
+               plan_item_bytes(item) - item->sources[0]->bytes);
         return (int64_t)item->sources[0]->bytes;
     }
     n = MIN(rows_at_once(item->tensor), item->tensor->rows - piece->row);
@@ -270,9 +266,7 @@ static int plan_weights(struct model_load *load)
     if (r == 0)
         r = cut_into_pieces(load);
     if (r == 0)
-        r = model_map(model, &load->plan, load->max_bytes);
-    if (r == 0)
-        choose_pages(load);
+        r = model_map(load);
     return r;
 }
 
@@ -297,6 +291,7 @@ int model_load_begin(const struct gguf_source *source, const struct model_load_o
     load->progress = progress;
     load->max_bytes = options->max_bytes;
     load->pulse = options->pulse;
+    load->legacy = options->legacy;
     if (load->pulse)
         pulse_works(load->pulse, &load->seen);
     load->plan = (struct plan){.kernels = options->kernels, .fault = ret_fault};
@@ -314,6 +309,7 @@ int model_load_begin(const struct gguf_source *source, const struct model_load_o
         r = plan_weights(load);
     if (r < 0)
         return r;
+    load->legacy = NULL;
     load->plan.fault = NULL; /* the caller's, gone after this call */
     if (progress) {
         atomic_store(&progress->done_bytes, 0);
@@ -428,9 +424,11 @@ int model_load_end(struct model_load *load, struct model **ret_model, struct fau
     r = model_derive(model, &load->plan, ret_fault);
     if (r < 0)
         return r;
-    if (load->progress)
+    if (load->progress) {
         atomic_store(&load->progress->direct_bytes, atomic_load(&load->reader.direct_bytes));
-    (void)madvise(model->arena, model->arena_bytes, MADV_HUGEPAGE);
+        atomic_store(&load->progress->recycled_bytes, model->arena.recycled_bytes);
+    }
+    arena_settle(&model->arena);
     *ret_model = TAKE_PTR(load->model);
     return 0;
 }

@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include "daemon/engine/plan.h"
 #include "lib/cleanup.h"
@@ -81,7 +80,7 @@ static void model_describe(struct model *model, const struct plan *plan)
         info->n_matrices += item->tensor && item->tensor != &model->weights.embedding;
     }
     info->n_matrices += model->weights.tied;
-    info->weight_bytes = model->arena_bytes;
+    info->weight_bytes = model->arena.bytes;
     info->other_bytes = tokenizer_bytes(model->tokenizer) + sizeof(*model) +
                         h->n_layers * sizeof(struct layer_weights);
     info->kv_token_bytes = model->kernels->kv_page_bytes(&f16) / KV_TILE * h->n_layers;
@@ -136,18 +135,25 @@ int model_derive(struct model *model, const struct plan *plan, struct fault *ret
 
 struct model *model_free(struct model *model)
 {
+    model_free_leaving(model, 0);
+    return NULL;
+}
+
+struct arena_legacy *model_free_leaving(struct model *model, size_t most)
+{
+    struct arena_legacy *legacy;
+
     if (!model)
         return NULL;
     model_drop_sequences(model);
     step_done(&model->step);
     free(model->rope.values);
     free(model->rope_frequencies);
-    if (model->arena)
-        munmap(model->arena, model->arena_bytes);
+    legacy = arena_leave(&model->arena, most);
     free(model->weights.layers);
     tokenizer_free(model->tokenizer);
     free(model);
-    return NULL;
+    return legacy;
 }
 
 const struct model_info *model_info(const struct model *model)

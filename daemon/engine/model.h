@@ -7,6 +7,7 @@
 #define HEARTH_ENGINE_MODEL_H
 
 #include "daemon/engine/arch.h"
+#include "daemon/engine/arena.h"
 #include "daemon/engine/engine.h"
 #include "daemon/engine/kv.h"
 #include "daemon/engine/prefix.h"
@@ -61,8 +62,7 @@ struct model {
     struct weights weights;
     struct tokenizer *tokenizer;
     struct model_info info;
-    uint8_t *arena; /* packed weights and vectors, one mapping */
-    size_t arena_bytes;
+    struct arena arena;       /* packed weights and vectors */
     size_t prepared_bytes;    /* the most that prepared columns of one step take */
     double *rope_frequencies; /* n_rot / 2 */
 

@@ -70,6 +70,7 @@ METRIC(M_LOADS_QUEUED, "loads_queued", METRIC_GAUGE, "", "loader", "Loads waitin
 METRIC(M_LOADS_RUNNING, "loads_running", METRIC_GAUGE, "", "loader", "Loads running now")
 METRIC(M_LOAD_BYTES, "load_bytes_total", METRIC_COUNTER, "bytes", "loader", "Weight bytes read")
 METRIC(M_LOAD_DIRECT_BYTES, "load_direct_bytes_total", METRIC_COUNTER, "bytes", "loader", "Of these, read past the page cache")
+METRIC(M_LOAD_RECYCLED_BYTES, "load_recycled_bytes_total", METRIC_COUNTER, "bytes", "loader", "Memory of loaded weights that came from a model that went, not from the kernel")
 METRIC(M_LOAD_RESTED, "load_rested_seconds_total", METRIC_COUNTER, "seconds", "loader", "Time that loading threads stood back for the engine")
 METRIC(M_UNLOADS, "unloads_total", METRIC_COUNTER, "", "loader", "Models unloaded")
 METRIC(M_MODELS_READY, "models_ready", METRIC_GAUGE, "", "loader", "Models ready now")

@@ -328,7 +328,7 @@ static void run_plain(struct loader *loader, struct load_task *task)
     if (loader->options.begun)
         loader->options.begun(loader->options.userdata, task);
     if (task->kind == TASK_FREE)
-        task->model = model_free(task->model);
+        load_task_release(task);
     else
         task->call(task);
 }

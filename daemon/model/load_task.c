@@ -98,6 +98,7 @@ static int begin_once(const struct loader_options *options, struct load_task *ta
                                       .context_tokens = task->context_tokens,
                                       .max_bytes = task->max_bytes,
                                       .direct = task->path != NULL,
+                                      .legacy = &task->legacy,
                                       .pulse = options->pulse};
     struct gguf_source source = {.fd = -1, .memory = task->memory, .size = task->memory_bytes};
     _cleanup_close_ int fd = -1;
@@ -148,6 +149,7 @@ static void count_ending(const struct loader_options *options, const struct load
         metrics_add(metrics, M_LOADS_DONE, 1);
         metrics_add(metrics, M_LOAD_BYTES, atomic_load(&task->progress.done_bytes));
         metrics_add(metrics, M_LOAD_DIRECT_BYTES, atomic_load(&task->progress.direct_bytes));
+        metrics_add(metrics, M_LOAD_RECYCLED_BYTES, atomic_load(&task->progress.recycled_bytes));
         metrics_observe_us(metrics, M_LOAD_TIME, task->load_us);
     } else if (task->error == -ECANCELED) {
         metrics_add(metrics, M_LOADS_CANCELLED, 1);
@@ -187,6 +189,19 @@ void load_sync(const struct loader_options *options, struct load_task *task)
     load_task_conclude(options, task, r);
 }
 
+/* ---- memory that goes ---- */
+
+struct arena_legacy *load_task_take_legacy(struct load_task *task)
+{
+    return atomic_exchange(&task->legacy, NULL);
+}
+
+void load_task_release(struct load_task *task)
+{
+    arena_legacy_free(load_task_take_legacy(task));
+    atomic_store(&task->legacy, model_free_leaving(TAKE_PTR(task->model), task->keep_bytes));
+}
+
 /* ---- tasks ---- */
 
 struct load_task *load_task_new(enum task_kind kind, void *subject)
@@ -212,6 +227,7 @@ struct load_task *load_task_free(struct load_task *task)
     if (task->fd >= 0)
         close(task->fd);
     model_free(task->model);
+    arena_legacy_free(load_task_take_legacy(task));
     free(task->path);
     free(task);
     return NULL;

@@ -70,8 +70,14 @@ struct load_task {
     struct load_task *next_stuck;
     uint64_t kept_bytes; /* of memory until it returns */
 
-    /* TASK_FREE: in; TASK_LOAD: out. */
+    /* TASK_FREE: in, NULL where `legacy` alone is given back; TASK_LOAD: out. */
     struct model *model;
+    uint64_t keep_bytes; /* TASK_FREE: the most of the model's memory that stays, in `legacy` */
+    /* Memory for a successor; owned. TASK_LOAD: in, until the loader takes it for the weights or
+     * somebody takes it back by load_task_take_legacy(). TASK_FREE: in without a model, else out.
+     */
+    struct arena_legacy *_Atomic legacy;
+    uint64_t inherited_us; /* TASK_LOAD: when it got that; 0: it has not, or it was taken back */
 
     /* TASK_CALL. */
     void (*call)(struct load_task *task);
@@ -110,8 +116,14 @@ struct loader_options {
 };
 
 struct load_task *load_task_new(enum task_kind kind, void *subject);
-/* Frees a model that is still in it, too. Returns NULL. */
+/* Frees a model and a legacy that are still in it, too. Returns NULL. */
 struct load_task *load_task_free(struct load_task *task);
+
+/* The legacy, the caller's now; NULL: there is none, or it was taken before. Any thread. */
+struct arena_legacy *load_task_take_legacy(struct load_task *task);
+
+/* Does what a TASK_FREE is for. */
+void load_task_release(struct load_task *task);
 
 /* Runs a load in the calling thread: for `loading.async: no` and for programs without a loader.
  * Neither `begun` nor `done` is called. */

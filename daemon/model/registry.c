@@ -18,8 +18,9 @@
 /* Least time between two looks through the directories that requests ask for. */
 #define RESCAN_EVERY_US 1000000u
 
-/* Messages from loader threads that can wait at once: two a task, of at most one task a model. */
-#define REGISTRY_MESSAGES (4u * CATALOG_MAX_MODELS + 8u)
+/* Messages from loader threads that can wait at once: two a task, of a load, a model's release and
+ * one of memory that no load has taken for each model. */
+#define REGISTRY_MESSAGES (6u * CATALOG_MAX_MODELS + 8u)
 
 enum message_kind { MESSAGE_BEGUN, MESSAGE_DONE };
 
@@ -264,8 +265,7 @@ void registry_fail(struct registry *registry, struct model_entry *entry, enum wi
         registry_need_changed(registry, entry);
 }
 
-/* The one that has waited for room longest, of those that came after `turn`. */
-static struct model_entry *next_in_turn(const struct registry *registry, uint64_t turn)
+struct model_entry *registry_next_in_turn(const struct registry *registry, uint64_t turn)
 {
     struct model_entry *next = NULL;
 
@@ -283,7 +283,7 @@ static void start_in_turn(struct registry *registry)
     uint64_t turn = 0, last = registry->turns;
     struct model_entry *entry;
 
-    while ((entry = next_in_turn(registry, turn)) && entry->turn <= last) {
+    while ((entry = registry_next_in_turn(registry, turn)) && entry->turn <= last) {
         turn = entry->turn;
         registry_start_queued(registry, entry);
     }
@@ -458,29 +458,13 @@ static void load_done(struct registry *registry, struct model_entry *entry, stru
         registry_warmed(registry, entry, "no memory for the model's lane");
 }
 
-/* Gives a model's memory back on a loader thread: unmapping gigabytes takes a while. */
-static void free_model(struct registry *registry, struct model_entry *entry)
-{
-    struct load_task *task = load_task_new(TASK_FREE, NULL);
-
-    if (!task) {
-        entry->model = model_free(entry->model);
-        return;
-    }
-    task->priority = LOAD_INTERACTIVE; /* somebody may wait for the room */
-    task->memory_bytes = registry_need_bytes(entry);
-    task->model = TAKE_PTR(entry->model);
-    registry->freeing_bytes += task->memory_bytes;
-    loader_submit(registry->loader, task);
-}
-
 void registry_warmed(struct registry *registry, struct model_entry *entry, const char *error)
 {
     assert(entry->state == MODEL_WARMING);
     if (error) {
         char sentence[FAULT_TEXT_BYTES];
         snprintf(sentence, sizeof(sentence), "%s", error);
-        free_model(registry, entry);
+        registry_free_model(registry, entry);
         registry_fail(registry, entry, CODE_LOAD_FAILED, sentence);
         registry_start_waiting(registry);
         return;
@@ -501,7 +485,7 @@ void registry_detached(struct registry *registry, struct model_entry *entry)
 {
     assert(entry->state == MODEL_DRAINING);
     metrics_add(registry->options.metrics, M_UNLOADS, 1);
-    free_model(registry, entry);
+    registry_free_model(registry, entry);
     registry_go_cold(registry, entry);
     registry_start_waiting(registry);
 }
@@ -570,11 +554,12 @@ static void take_done(struct registry *registry, struct load_task *task)
             catalog_free(task->result); /* of a look that was given up */
         break;
     case TASK_FREE:
-        registry->freeing_bytes -= task->memory_bytes;
+        registry_model_freed(registry, task);
         registry_tell_memory(registry);
         registry_start_waiting(registry);
         break;
     case TASK_LOAD:
+        registry_take_legacy_back(registry, task);
         registry_load_returned(registry, task);
         /* One given up after its time limit has no entry any more. */
         if (entry && entry->task == task)
@@ -583,6 +568,7 @@ static void take_done(struct registry *registry, struct load_task *task)
     }
     if (task->own)
         registry_start_waiting(registry);
+    registry_settle_legacy(registry);
     load_task_free(task);
 }
 
@@ -612,9 +598,10 @@ void registry_tick(struct registry *registry)
     check_scan(registry, now);
     registry_files_tick(registry);
     HASH_ITER (hh, registry->entries, entry, next) {
-        if (entry->task)
+        if (entry->task) {
+            registry_check_legacy(registry, entry->task, now);
             registry_check_load(registry, entry, now);
-        else if (entry->state == MODEL_DRAINING && now >= entry->deadline_us && entry->in_use > 0)
+        } else if (entry->state == MODEL_DRAINING && now >= entry->deadline_us && entry->in_use > 0)
             registry->options.ops.expel(registry->options.ops.userdata, entry);
         else if (entry->state == MODEL_READY && registry_kept_long_enough(registry, entry))
             registry_unload(registry, entry);
@@ -622,6 +609,7 @@ void registry_tick(struct registry *registry)
             registry_shrink_idle(registry, entry, now);
     }
     start_in_turn(registry);
+    registry_settle_legacy(registry);
     registry_foresee(registry);
     registry_bring_back_eager(registry);
     registry_save_history(registry, false);
@@ -721,6 +709,7 @@ struct registry *registry_free(struct registry *registry)
         model_free(entry->model);
         registry_delete(registry, entry);
     }
+    arena_legacy_free(registry->legacy);
     registry_files_free(registry);
     holds_free(registry->holds);
     registry_foresight_free(registry);

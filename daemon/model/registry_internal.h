@@ -23,6 +23,7 @@ struct registry {
     struct holds *holds;
     struct foresight *foresight;
     uint64_t freeing_bytes;      /* of models whose memory is being given back */
+    struct arena_legacy *legacy; /* what one left, for whoever begins next; NULL: nothing */
     struct load_task *stuck;     /* loads that were given up and have not returned */
     uint64_t stuck_bytes;        /* that these keep */
     uint64_t scanned_us;
@@ -51,6 +52,8 @@ void registry_fail(struct registry *registry, struct model_entry *entry, enum wi
                    const char *sentence);
 /* It is neither loaded nor on its way any more: cold, and queued again where it is wanted again. */
 void registry_go_cold(struct registry *registry, struct model_entry *entry);
+/* The one that has waited for room longest, of those that came after `turn`; NULL: nobody. */
+struct model_entry *registry_next_in_turn(const struct registry *registry, uint64_t turn);
 /* Room may have come free: those that wait for it try again, in their turn. */
 void registry_start_waiting(struct registry *registry);
 /* Starts the load of a queued entry when what it needs is ready and there is room, and makes room
@@ -98,6 +101,27 @@ void registry_load_returned(struct registry *registry, const struct load_task *t
 void registry_check_load(struct registry *registry, struct model_entry *entry, uint64_t now);
 /* Has a ready model that rests give back what it does not need of scratch (registry_room.c). */
 void registry_shrink_idle(struct registry *registry, struct model_entry *entry, uint64_t now);
+
+/* ---- memory that passes from one model to the next (registry_legacy.c) ---- */
+
+/* Gives a model's memory back on a loader thread: unmapping gigabytes takes a while. What somebody
+ * who waits for room can use of it stays. */
+void registry_free_model(struct registry *registry, struct model_entry *entry);
+/* The thread is done with that: what stayed is for whoever begins next. */
+void registry_model_freed(struct registry *registry, struct load_task *task);
+/* Whoever could begin has: what stayed goes back, unless more memory is on its way, with which
+ * another may begin. */
+void registry_settle_legacy(struct registry *registry);
+/* Whether what stayed becomes a part of the entry's memory if it begins now. */
+bool registry_would_inherit(const struct registry *registry, const struct model_entry *entry);
+/* It begins: gives that to its load. */
+void registry_inherit(struct registry *registry, const struct model_entry *entry,
+                      struct load_task *task);
+/* Takes back what the load has not used of it. False: it has. */
+bool registry_take_legacy_back(struct registry *registry, struct load_task *task);
+/* The same once the load has let it lie for too long. */
+void registry_check_legacy(struct registry *registry, struct load_task *task, uint64_t now);
+
 /* Whether nothing keeps a ready model any more and its keep_alive is over. */
 bool registry_kept_long_enough(const struct registry *registry, const struct model_entry *entry);
 

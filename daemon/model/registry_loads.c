@@ -43,6 +43,7 @@ void registry_start_load(struct registry *registry, struct model_entry *entry)
         registry_fail(registry, entry, CODE_NO_MEMORY, "no memory for the load");
         return;
     }
+    registry_inherit(registry, entry, task);
     entry->task = task;
     entry->progress_bytes = 0;
     entry->progress_at_us = registry_now_us(registry);
@@ -70,7 +71,10 @@ void registry_promote_load(struct registry *registry, struct model_entry *entry)
 {
     if (loader_promote(registry->loader, entry->task, entry->priority))
         return;
-    /* It has hardly begun, where it may take long: another is faster. */
+    /* It has begun where it may take long: another is faster. Not where it has come to make another
+     * model's memory its own, which is the last step: there would not be room for both. */
+    if (!registry_take_legacy_back(registry, entry->task))
+        return;
     loader_cancel(registry->loader, give_task_up(entry));
     registry_start_load(registry, entry);
 }
@@ -87,7 +91,9 @@ void registry_share_load(struct registry *registry, struct model_entry *entry, u
 static void abandon(struct registry *registry, struct model_entry *entry)
 {
     struct load_task *task = give_task_up(entry);
-    bool mapped = atomic_load(&task->progress.total_bytes) > 0; /* not by one that began just now */
+    bool inherited = !registry_take_legacy_back(registry, task);
+    /* Not by one that began just now. */
+    bool mapped = inherited || atomic_load(&task->progress.total_bytes) > 0;
 
     task->kept_bytes = mapped ? entry->reserved_bytes : 0;
     registry->stuck_bytes += task->kept_bytes;

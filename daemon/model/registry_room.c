@@ -61,6 +61,7 @@ uint64_t registry_loaded_bytes(const struct registry *registry)
 {
     uint64_t bytes = registry->freeing_bytes + registry->stuck_bytes;
 
+    bytes += registry->legacy ? registry->legacy->bytes : 0;
     for (const struct model_entry *e = registry->entries; e; e = e->hh.next)
         bytes += e->reserved_bytes > 0 ? registry_need_bytes(e) : 0;
     return bytes;
@@ -165,11 +166,13 @@ static bool is_leaving(const struct model_entry *entry)
 }
 
 /* What is loaded, as residency sees it. The last of the list are memory on its way back and what
- * loads keep that hang: for that nobody is waited for whom another model's going can spare it. */
+ * loads keep that hang: for that nobody is waited for whom another model's going can spare it. What
+ * one that went has left counts with the newcomer where that takes it over. */
 static int room_look(const struct registry *registry, const struct model_entry *newcomer,
                      struct room *ret_room)
 {
     size_t n = HASH_COUNT(registry->entries) + 2;
+    uint64_t leaving = registry->freeing_bytes;
     struct room room = {.residents = calloc(n, sizeof(*room.residents)),
                         .entries = calloc(n, sizeof(*room.entries)),
                         .evict = calloc(n, sizeof(*room.evict))};
@@ -195,7 +198,9 @@ static int room_look(const struct registry *registry, const struct model_entry *
             .leaving = is_leaving(e),
         };
     }
-    room.residents[room.n++] = (struct resident){.bytes = registry->freeing_bytes, .leaving = true};
+    if (registry->legacy && !registry_would_inherit(registry, newcomer))
+        leaving += registry->legacy->bytes;
+    room.residents[room.n++] = (struct resident){.bytes = leaving, .leaving = true};
     room.residents[room.n++] = (struct resident){.bytes = registry->stuck_bytes, .busy = true};
     *ret_room = room;
     return 0;

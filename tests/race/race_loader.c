@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "daemon/model/async_loader.h"
@@ -22,6 +23,7 @@ struct world {
     struct loader *loader;
     struct queue *done; /* as the registry has it */
     struct load_task *live[AT_ONCE];
+    struct model *idle; /* loaded, and next to be released */
     uint32_t n_live, n_back, n_loaded, n_abandoned;
     struct engine_pulse pulse;
     _Atomic bool over;
@@ -60,6 +62,17 @@ static void *engine_main(void *userdata)
     return NULL;
 }
 
+/* What a larger model than the built-in one leaves. */
+static struct arena_legacy *leave_something(void)
+{
+    struct arena arena;
+
+    if (arena_init(&arena, 4u << 20, false, NULL) < 0)
+        abort();
+    memset(arena.memory, 0xa5, arena.bytes);
+    return arena_leave(&arena, SIZE_MAX);
+}
+
 static struct load_task *new_task(struct world *world)
 {
     static const enum task_kind kinds[] = {TASK_LOAD, TASK_LOAD, TASK_LOAD, TASK_CALL, TASK_FREE};
@@ -73,6 +86,10 @@ static struct load_task *new_task(struct world *world)
     task->uid = next_random(world, 3);
     task->own = task->kind == TASK_LOAD && next_random(world, 8) == 0;
     task->call = nothing;
+    if (task->kind == TASK_FREE)
+        task->model = TAKE_PTR(world->idle);
+    if (task->kind != TASK_CALL && next_random(world, 2) == 0)
+        atomic_store(&task->legacy, leave_something());
     return task;
 }
 
@@ -88,6 +105,10 @@ static void meddle(struct world *world, struct load_task *task)
         }
         break;
     case 2: loader_share(world->loader, task); break;
+    case 6:
+        if (task->kind == TASK_LOAD)
+            arena_legacy_free(load_task_take_legacy(task));
+        break;
     case 3:
     case 4:
     case 5:
@@ -115,6 +136,8 @@ static void take_back(struct world *world)
         assert(task->error == 0 || task->error == -ECANCELED);
         world->n_loaded += task->model != NULL;
         world->n_back++;
+        if (!world->idle)
+            world->idle = TAKE_PTR(task->model);
         load_task_free(task);
     }
 }
@@ -154,6 +177,7 @@ int main(void)
     assert(!loader_free(world.loader));
     atomic_store(&world.over, true);
     pthread_join(engine, NULL);
+    model_free(world.idle);
     queue_free(world.done);
     metrics_free(metrics);
     printf("%u tasks, %u loaded, %u abandoned\n", world.n_back, world.n_loaded, world.n_abandoned);

@@ -12,6 +12,7 @@
 #include "daemon/engine/model.h"
 #include "daemon/model/load_task.h"
 #include "lib/cleanup.h"
+#include "tests/support/engine_run.h"
 #include "tests/support/gguf_make.h"
 #include "tests/support/read_fault.h"
 
@@ -78,9 +79,32 @@ static struct load_task *load(struct bench *bench)
 static void expect_same(const struct bench *bench, const struct load_task *task, const char *how)
 {
     cr_assert_eq(task->error, 0, "%s: %s", how, task->fault.text);
-    cr_assert_eq(task->model->arena_bytes, bench->expected->arena_bytes);
-    cr_assert_eq(memcmp(task->model->arena, bench->expected->arena, bench->expected->arena_bytes),
+    cr_assert_eq(task->model->arena.bytes, bench->expected->arena.bytes);
+    cr_assert_eq(memcmp(task->model->arena.memory, bench->expected->arena.memory,
+                        bench->expected->arena.bytes),
                  0, "%s: other weights", how);
+}
+
+static float *logits_of(struct model *model, uint32_t n_vocab)
+{
+    static const int32_t ids[] = {1, 5, 260, 30, 411};
+    struct engine *engine = test_engine(model->kernels, 1, false);
+    struct sequence *sequence = test_sequence(engine, model, ELEMENTSOF(ids));
+    float *logits = malloc(n_vocab * sizeof(*logits));
+
+    memcpy(logits, test_feed(engine, model, sequence, ids, ELEMENTSOF(ids), ELEMENTSOF(ids)),
+           n_vocab * sizeof(*logits));
+    sequence_free(sequence);
+    engine_free(engine);
+    return logits;
+}
+
+static void expect_same_logits(struct model *a, struct model *b)
+{
+    uint32_t n = model_info(a)->n_vocab;
+    _cleanup_free_ float *of_a = logits_of(a, n), *of_b = logits_of(b, n);
+
+    cr_assert_eq(memcmp(of_a, of_b, n * sizeof(float)), 0, "other logits");
 }
 
 static struct model_plan plan_of(enum plan_type type)
@@ -269,7 +293,7 @@ Test(load, a_file_that_is_deleted_meanwhile_is_loaded_to_its_end)
     build(&bench, &plan);
     task = load_while(&bench, vanish);
     cr_assert_eq(task->error, 0, "%s", task->fault.text);
-    cr_assert_eq(task->model->arena_bytes, bench.expected->arena_bytes);
+    cr_assert_eq(task->model->arena.bytes, bench.expected->arena.bytes);
     load_task_free(task);
     leave(&bench);
 }
@@ -346,6 +370,65 @@ Test(load, the_peak_is_the_final_size_and_at_most_64_mib)
               (unsigned long)(peak - before) >> 20,
               (unsigned long)model_info(task->model)->weight_bytes >> 20);
     load_task_free(task);
+    leave(&bench);
+}
+
+/* What comes after another model in its memory is not told from what comes into new memory: neither
+ * by its weights, padding included, nor by what it computes. */
+Test(load, memory_of_a_predecessor_changes_nothing)
+{
+    for (enum plan_type type = 0; type < PLAN_N_TYPES; type++) {
+        struct model_plan plan = plan_of(type);
+        struct load_task *first, *second = load_task_new(TASK_LOAD, NULL);
+        struct load_task *release = load_task_new(TASK_FREE, NULL);
+        struct bench bench;
+        size_t bytes;
+
+        plan.vocab += 3; /* rows in a group that is not full */
+        build(&bench, &plan);
+        first = load(&bench);
+        bytes = first->model->arena.bytes;
+        memset(first->model->arena.memory, 0xa5, bytes);
+        release->model = TAKE_PTR(first->model);
+        release->keep_bytes = SIZE_MAX;
+        load_task_release(release);
+        cr_assert_not_null(release->legacy);
+        atomic_store(&second->legacy, load_task_take_legacy(release));
+        second->path = strdup(bench.path);
+        load_sync(&bench.options, second);
+        expect_same(&bench, second, "recycled");
+        expect_same_logits(bench.expected, second->model);
+        cr_expect_null(second->legacy);
+        cr_expect_eq(metrics_get(bench.metrics, M_LOAD_RECYCLED_BYTES),
+                     bytes & ~(uint64_t)((2 << 20) - 1));
+        load_task_free(release);
+        load_task_free(first);
+        load_task_free(second);
+        leave(&bench);
+    }
+}
+
+/* A load that ends early leaves what it has taken to nobody, and what it has not to its caller. */
+Test(load, memory_of_a_predecessor_goes_with_a_load_that_fails)
+{
+    struct model_plan plan = plan_of(PLAN_Q8_0);
+    struct bench bench;
+
+    build(&bench, &plan);
+    for (int begun = 0; begun < 2; begun++) {
+        struct load_task *task = load_task_new(TASK_LOAD, NULL);
+        struct arena arena;
+
+        cr_assert_eq(arena_init(&arena, 4 << 20, true, NULL), 0);
+        atomic_store(&task->legacy, arena_leave(&arena, SIZE_MAX));
+        task->path = strdup(bench.path);
+        if (begun)
+            cr_assert_eq(load_task_begin(&bench.options, task), 0);
+        load_task_conclude(&bench.options, task, -ECANCELED);
+        cr_expect_eq(task->legacy == NULL, begun);
+        cr_expect_eq(metrics_get(bench.metrics, M_LOAD_RECYCLED_BYTES), 0);
+        load_task_free(task);
+    }
     leave(&bench);
 }
 
