@@ -14,6 +14,7 @@
 #include "daemon/model/builtin.h"
 #include "daemon/serve/runner.h"
 #include "lib/cleanup.h"
+#include "tests/support/gguf_make.h"
 
 #define LENT_MOST     64u /* at once */
 #define LENT_MODELS   2u
@@ -24,7 +25,8 @@ static const struct clock lent_clock = {.now_us = clock_monotonic_us};
 struct lent {
     struct runner *runner;
     struct metrics *metrics;
-    struct model *models[LENT_MODELS]; /* the built-in one, each time */
+    struct model *models[LENT_MODELS]; /* the built-in one, and another of its shape */
+    uint8_t *made;                     /* the other one's file */
     struct runner_model *runner_models[LENT_MODELS];
     uint32_t n_models, n_warmed, n_removed;
     struct request *live[LENT_MOST];
@@ -154,11 +156,30 @@ static inline void lent_take(struct lent *lent, int wait_ms)
         lent_take_event(lent, &batch->events[i]);
 }
 
+/* The next model's file. */
+static inline struct gguf_source lent_source(struct lent *lent)
+{
+    struct model_plan plan = {.type = PLAN_F16,
+                              .dim = 128,
+                              .layers = 3,
+                              .heads = 8,
+                              .kv_heads = 4,
+                              .ff = 256,
+                              .vocab = 1024,
+                              .context = 256,
+                              .tied = true};
+    size_t len;
+
+    if (lent->n_models == 0)
+        return memory_source(builtin_bytes(), builtin_size());
+    assert(!lent->made && make_model_bytes(&plan, &lent->made, &len, NULL) == 0);
+    return memory_source(lent->made, len);
+}
+
 /* Starts the runner with so many models and waits until they are warm. The options' kernels,
  * threads, metrics and clock are set here. */
 static inline void lent_begin(struct lent *lent, struct runner_options *options, uint32_t n_models)
 {
-    struct gguf_source source = {.fd = -1, .memory = builtin_bytes(), .size = builtin_size()};
     struct model_load_options loading = {0};
 
     assert(metrics_new(&lent->metrics) == 0);
@@ -170,6 +191,7 @@ static inline void lent_begin(struct lent *lent, struct runner_options *options,
     assert(runner_new(options, &lent->runner, NULL) == 0);
     for (lent->n_models = 0; lent->n_models < n_models; lent->n_models++) {
         struct model **model = &lent->models[lent->n_models];
+        struct gguf_source source = lent_source(lent);
         assert(model_load(&source, &loading, NULL, model, NULL) == 0);
         assert(runner_add_model(lent->runner, *model, NULL, &lent->runner_models[lent->n_models]) ==
                0);
@@ -191,6 +213,7 @@ static inline void lent_finish(struct lent *lent)
     runner_free(lent->runner); /* which asserts that no sequence and no page is left */
     for (uint32_t i = 0; i < lent->n_models; i++)
         model_free(lent->models[i]);
+    free(lent->made);
 }
 
 #endif

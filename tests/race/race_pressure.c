@@ -11,7 +11,8 @@
 #define N_KINDS    12u
 #define MOST_IDS   240u
 
-/* What a request's number says of it, and the ids it has at its end. */
+/* What a kind of request is, and the ids that one has at its end. The same is asked of each model.
+ */
 struct kind {
     uint32_t n_prompt, max_tokens;
     int32_t ids[MOST_IDS];
@@ -23,9 +24,9 @@ static uint32_t n_slept;
 /* The first of a kind says what all others must be. */
 static void on_end(struct lent *lent, const struct request *request)
 {
-    struct kind *kind = &kinds[request->params.seed % N_KINDS];
+    bool second = request->runner_model == lent->runner_models[1];
+    struct kind *kind = &kinds[request->params.seed * LENT_MODELS + second];
 
-    (void)lent;
     if (request->reason == END_CANCELLED)
         return;
     assert(request->n_ids == kind->n_prompt + kind->max_tokens);
@@ -40,9 +41,9 @@ static void submit(struct lent *lent, uint32_t which, uint64_t credit)
     struct request *request = lent_request(lent, which % LENT_MODELS, kind->n_prompt, MOST_IDS);
 
     for (uint32_t i = 0; i < kind->n_prompt; i++)
-        request->ids[i] = (int32_t)(260 + (i * 31 + which) % 700);
+        request->ids[i] = (int32_t)(260 + (i * 31 + which / LENT_MODELS) % 700);
     request->max_tokens = kind->max_tokens;
-    request->params.seed = which;
+    request->params.seed = which / LENT_MODELS;
     request->job.uid = which % 3;
     lent_submit(lent, request, credit);
 }
@@ -104,8 +105,8 @@ static void disturb(struct lent *lent)
 static void make_kinds(struct lent *lent)
 {
     for (uint32_t i = 0; i < N_KINDS; i++) {
-        kinds[i].n_prompt = 5 + i * 7;
-        kinds[i].max_tokens = 150 - i * 6;
+        kinds[i].n_prompt = 5 + i / LENT_MODELS * 14;
+        kinds[i].max_tokens = 150 - i / LENT_MODELS * 12;
         kinds[i].ids[0] = -1;
     }
     /* Alone, one after the other. */
@@ -115,6 +116,8 @@ static void make_kinds(struct lent *lent)
             lent_take(lent, LENT_LIMIT_MS);
     }
     assert(metrics_get(lent->metrics, M_PREEMPTIONS) == 0);
+    for (uint32_t i = 0; i < N_KINDS; i += LENT_MODELS)
+        assert(memcmp(kinds[i].ids, kinds[i + 1].ids, sizeof(kinds[i].ids)) != 0);
 }
 
 int main(void)

@@ -5,8 +5,9 @@
  * leave in the middle. A second daemon answers in order. Where root allows it the clients are three
  * users.
  *
- * Every answer to a question must be the same text, every request must end, and in the end nothing
- * may be held. */
+ * The models differ. Each is asked each question once while nobody else asks anything: that is its
+ * answer, no other model's, and every later one must be the same. Every request must end, and in
+ * the end nothing may be held. */
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
@@ -22,12 +23,13 @@
 #include "daemon/config.h"
 #include "daemon/engine/kernels.h"
 #include "daemon/log.h"
-#include "daemon/model/builtin.h"
 #include "daemon/net/server.h"
 #include "lib/cleanup.h"
 #include "lib/hearth.h"
+#include "tests/support/gguf_make.h"
 
 #define N_CLIENTS       16u
+#define N_MODELS        4u
 #define N_OPERATIONS    1500u /* one daemon's */
 #define N_READERS       3u
 #define N_AT_ONCE       5u
@@ -37,14 +39,19 @@
 #define PARK_TIMEOUT_US 10000u
 #define MOST_DOZES      50u /* of PARK_TIMEOUT_US */
 #define TEXT_BYTES      512u
-#define LONG_WORDS      120u /* " grandmother", a token each: more than the reactor tokenizes itself */
+#define LONG_WORDS      120u /* " grandmother": more bytes than the reactor tokenizes itself */
 
-static const char *const names[] = {"a", "b", "c", "d"};
+static const char *const names[N_MODELS] = {"a", "b", "c", "d"};
 static const struct clock real_clock = {.now_us = clock_monotonic_us};
 static char long_prompt[LONG_WORDS * sizeof(" grandmother")];
 
-/* What is asked; the answer to each is always the same. */
+/* What is asked; a model's answer to each is always the same. */
 enum question { SHORT_TEXT, LONG_TEXT, STORY, VECTOR, N_QUESTIONS };
+
+struct answer {
+    char text[TEXT_BYTES];
+    size_t len;
+};
 
 struct world {
     char dir[64], socket[96];
@@ -52,19 +59,17 @@ struct world {
     bool in_order; /* batching.preserve_order */
     bool users;    /* the clients are several */
     _Atomic uint32_t operations, refusals, clients_left, slept, left, late;
-    pthread_mutex_t lock;
-    /* Under the lock: the answers, once they are there, and how many times they came. */
-    struct answer {
-        char text[TEXT_BYTES];
-        size_t len;
-        uint32_t n;
-    } answers[N_QUESTIONS];
+    /* Passed when the models' own answers are there, which do not change from then on. */
+    pthread_barrier_t all_asked_alone;
+    struct answer answers[N_MODELS][N_QUESTIONS];
+    _Atomic uint32_t n_answers[N_MODELS][N_QUESTIONS]; /* compared with these */
 };
 
 struct client {
     struct world *world;
     struct hearth *h;
     uid_t uid;
+    bool is_first;
     unsigned random;
     uint32_t n_ends;
     uint64_t hold; /* 0: none */
@@ -73,10 +78,10 @@ struct client {
 /* What a request has brought. */
 struct outcome {
     struct client *client;
+    uint32_t model;
     enum question question;
     uint64_t id;
-    char text[TEXT_BYTES];
-    size_t len;
+    struct answer answer;
     const char *code; /* of its error, or NULL */
     bool cancelled, hurried;
     uint32_t items, ends, place; /* which of the client's ends it was */
@@ -108,9 +113,11 @@ static const char *allowed(const struct client *client, const char *code, bool h
 
 static void keep(struct outcome *outcome, const void *bytes, size_t n)
 {
-    assert(outcome->len + n <= TEXT_BYTES);
-    memcpy(outcome->text + outcome->len, bytes, n);
-    outcome->len += n;
+    struct answer *answer = &outcome->answer;
+
+    assert(answer->len + n <= TEXT_BYTES);
+    memcpy(answer->text + answer->len, bytes, n);
+    answer->len += n;
 }
 
 static void on_reply(void *userdata, const struct hearth_reply *reply)
@@ -180,12 +187,12 @@ static void finish(struct client *client, uint64_t id, struct outcome *outcome)
 
 /* ---- questions ---- */
 
-static struct hearth_generate make_request(struct client *client, enum question question,
-                                           const char *name)
+static struct hearth_generate make_request(struct client *client, uint32_t model,
+                                           enum question question)
 {
     struct hearth_generate request = HEARTH_GENERATE_INIT;
 
-    request.model = name;
+    request.model = names[model];
     request.prompt = question == LONG_TEXT ? long_prompt : "Once upon a time";
     request.max_tokens = question == STORY ? 24 : 4;
     request.ignore_eos = true;
@@ -194,13 +201,15 @@ static struct hearth_generate make_request(struct client *client, enum question 
     return request;
 }
 
-static void ask(struct client *client, enum question question,
+static void ask(struct client *client, uint32_t model, enum question question,
                 const struct hearth_generate *request, struct outcome *outcome)
 {
     int r;
 
-    *outcome = (struct outcome){
-        .client = client, .question = question, .hurried = request->deadline_us > 0};
+    *outcome = (struct outcome){.client = client,
+                                .model = model,
+                                .question = question,
+                                .hurried = request->deadline_us > 0};
     if (question == VECTOR)
         r = hearth_embed(client->h, request, on_reply, outcome, &outcome->id);
     else
@@ -214,52 +223,72 @@ static void cancel(struct outcome *outcome)
     outcome->cancelled = true;
 }
 
+static bool same(const struct answer *a, const struct answer *b)
+{
+    return a->len == b->len && memcmp(a->text, b->text, a->len) == 0;
+}
+
 static void settle(struct outcome *outcome)
 {
     struct client *client = outcome->client;
     struct world *world = client->world;
-    struct answer *answer = &world->answers[outcome->question];
 
     finish(client, outcome->id, outcome);
     if (outcome->code && strcmp(outcome->code, "deadline") == 0)
         atomic_fetch_add(&world->late, 1);
     if (outcome->cancelled || outcome->code)
         return;
-    pthread_mutex_lock(&world->lock);
-    if (answer->n++ == 0) {
-        memcpy(answer->text, outcome->text, outcome->len);
-        answer->len = outcome->len;
-    }
-    assert(answer->len == outcome->len && memcmp(answer->text, outcome->text, answer->len) == 0);
-    pthread_mutex_unlock(&world->lock);
+    assert(same(&outcome->answer, &world->answers[outcome->model][outcome->question]));
+    atomic_fetch_add(&world->n_answers[outcome->model][outcome->question], 1);
 }
 
-static void ask_one(struct client *client, const char *name)
+/* Every question to every model, by the first client while all others wait. */
+static void ask_alone(struct client *client)
+{
+    struct world *world = client->world;
+
+    for (uint32_t i = 0; i < N_MODELS * N_QUESTIONS; i++) {
+        uint32_t model = i / N_QUESTIONS;
+        enum question question = i % N_QUESTIONS;
+        struct answer *answer = &world->answers[model][question];
+        struct hearth_generate request = make_request(client, model, question);
+        struct outcome outcome;
+
+        ask(client, model, question, &request, &outcome);
+        finish(client, outcome.id, &outcome);
+        assert(!outcome.code && outcome.answer.len > 0);
+        *answer = outcome.answer;
+        for (uint32_t other = 0; other < model; other++)
+            assert(!same(answer, &world->answers[other][question]));
+    }
+}
+
+static void ask_one(struct client *client, uint32_t model)
 {
     enum question question = next_random(client, N_QUESTIONS);
-    struct hearth_generate request = make_request(client, question, name);
+    struct hearth_generate request = make_request(client, model, question);
     struct outcome outcome;
 
     if (next_random(client, 6) == 0)
         request.deadline_us = 1 + next_random(client, 20000);
     request.no_stream = next_random(client, 4) == 0;
-    ask(client, question, &request, &outcome);
+    ask(client, model, question, &request, &outcome);
     if (next_random(client, 6) == 0)
         cancel(&outcome);
     settle(&outcome);
 }
 
 /* Several at once, of one model or of many; with preserve_order they end as they were asked. */
-static void ask_several(struct client *client, const char *name)
+static void ask_several(struct client *client, uint32_t model)
 {
     struct outcome outcomes[N_AT_ONCE];
     bool spread = next_random(client, 2);
 
     for (uint32_t i = 0; i < N_AT_ONCE; i++) {
         enum question question = next_random(client, N_QUESTIONS);
-        struct hearth_generate request = make_request(
-            client, question, spread ? names[next_random(client, ELEMENTSOF(names))] : name);
-        ask(client, question, &request, &outcomes[i]);
+        uint32_t whose = spread ? next_random(client, N_MODELS) : model;
+        struct hearth_generate request = make_request(client, whose, question);
+        ask(client, whose, question, &request, &outcomes[i]);
     }
     if (next_random(client, 3) == 0)
         cancel(&outcomes[next_random(client, N_AT_ONCE)]);
@@ -295,20 +324,20 @@ static bool behave(struct client *client, struct outcome *outcome, enum manner m
 }
 
 /* A story in credit of a few bytes: less than a character, at times. */
-static void read_slowly(struct client *client, const char *name)
+static void read_slowly(struct client *client, uint32_t model)
 {
-    struct hearth_generate request = make_request(client, STORY, name);
+    struct hearth_generate request = make_request(client, model, STORY);
     enum manner manner = next_random(client, N_MANNERS);
     struct outcome outcome;
     bool begun = false;
 
     request.manual_credit = true;
     request.credit = 3;
-    ask(client, STORY, &request, &outcome);
+    ask(client, model, STORY, &request, &outcome);
     for (uint32_t ticks = 0; outcome.ends == 0; ticks++) {
         int r = hearth_wait(client->h, TICK_US);
         assert((r >= 0 || r == -ETIMEDOUT) && ticks < MOST_TICKS);
-        if (!begun && outcome.len > 8 && outcome.ends == 0) {
+        if (!begun && outcome.answer.len > 8 && outcome.ends == 0) {
             begun = true;
             if (!behave(client, &outcome, manner))
                 return;
@@ -344,22 +373,22 @@ static void order(struct client *client, const char *name, unsigned what)
     finish(client, id, &outcome);
 }
 
-static void give_order(struct client *client, const char *name)
+static void give_order(struct client *client, uint32_t model)
 {
     static const unsigned orders[] = {0, 1, 4, 4, 4, 5, 6, 7};
 
-    order(client, name, orders[next_random(client, ELEMENTSOF(orders))]);
+    order(client, names[model], orders[next_random(client, ELEMENTSOF(orders))]);
 }
 
 /* What is pinned is let go soon. */
-static void unpin(struct client *client, const char *name)
+static void unpin(struct client *client, uint32_t model)
 {
-    order(client, name, next_random(client, 12) ? 2 : 3);
+    order(client, names[model], next_random(client, 12) ? 2 : 3);
 }
 
-static void let_go(struct client *client, const char *name)
+static void let_go(struct client *client, uint32_t model)
 {
-    (void)name;
+    (void)model; /* whichever it holds */
     if (!client->hold)
         return;
     hearth_cancel(client->h, client->hold); /* -ENOENT where it has ended by itself */
@@ -374,28 +403,31 @@ static void on_hold(void *userdata, const struct hearth_reply *reply)
         assert(allowed(userdata, reply->code, false));
 }
 
-static void hold(struct client *client, const char *name)
+static void hold(struct client *client, uint32_t model)
 {
-    let_go(client, name);
-    assert(hearth_hold(client->h, name, on_hold, client, &client->hold) == 0);
+    let_go(client, model);
+    assert(hearth_hold(client->h, names[model], on_hold, client, &client->hold) == 0);
     if (next_random(client, 4) == 0)
         come_back(client); /* the connection's end lets go, too */
 }
 
 static void *run_client(void *userdata)
 {
-    static void (*const operations[])(struct client *, const char *) = {
+    static void (*const operations[])(struct client *, uint32_t) = {
         ask_one, ask_one,     ask_one,     ask_several, ask_several, hold,  let_go,     let_go,
         unpin,   read_slowly, read_slowly, read_slowly, unpin,       unpin, give_order, give_order};
     struct client *client = userdata;
     struct world *world = client->world;
 
     client->h = must_connect(world, false, client->uid);
+    if (client->is_first)
+        ask_alone(client);
+    pthread_barrier_wait(&world->all_asked_alone);
     while (atomic_load(&world->operations) < N_OPERATIONS) {
-        const char *name = names[next_random(client, ELEMENTSOF(names))];
-        operations[next_random(client, ELEMENTSOF(operations))](client, name);
+        uint32_t model = next_random(client, N_MODELS);
+        operations[next_random(client, ELEMENTSOF(operations))](client, model);
     }
-    let_go(client, NULL);
+    let_go(client, 0);
     hearth_free(client->h);
     if (atomic_fetch_sub(&world->clients_left, 1) == 1)
         kill(getpid(), SIGTERM);
@@ -437,18 +469,26 @@ static void *run_reader(void *userdata)
 
 /* ---- the daemon ---- */
 
-static void write_models(const struct world *world)
+/* The size of one; they are all of the same shape. */
+static uint64_t write_models(const struct world *world)
 {
-    for (size_t i = 0; i < ELEMENTSOF(names); i++) {
+    struct model_plan plan = tiny_model_plan();
+    struct stat st;
+
+    plan.type = PLAN_F16;
+    plan.vocab = 3000; /* the long text is no more than its context */
+    plan.context = 2048;
+    for (uint32_t i = 0; i < N_MODELS; i++) {
         char path[128];
         snprintf(path, sizeof(path), "%s/%s.gguf", world->dir, names[i]);
-        FILE *file = fopen(path, "w");
-        assert(file && fwrite(builtin_bytes(), 1, builtin_size(), file) == builtin_size());
-        assert(fclose(file) == 0);
+        plan.seed = i;
+        assert(make_model_file(&plan, path, NULL) == 0);
+        assert(chmod(path, 0644) == 0 && stat(path, &st) == 0);
     }
+    return (uint64_t)st.st_size;
 }
 
-static struct config *make_config(const struct world *world)
+static struct config *make_config(const struct world *world, uint64_t model_bytes)
 {
     struct config *config = NULL;
 
@@ -457,7 +497,7 @@ static struct config *make_config(const struct world *world)
     assert(config_set_state_dir(config, world->dir) == 0);
     /* Room for two of the four at work, whose steps take as much as their weights. */
     config->engine.kv_budget = (struct config_size){.bytes = 8u << 20};
-    config->memory_budget = (struct config_size){.bytes = (8u << 20) + builtin_size() * 5};
+    config->memory_budget = (struct config_size){.bytes = (8u << 20) + model_bytes * 5};
     config->streaming.park_timeout_us = PARK_TIMEOUT_US;
     config->batching.preserve_order = world->in_order;
     return config;
@@ -487,7 +527,8 @@ static void serve(struct world *world, struct server *server)
         pthread_create(&threads[N_CLIENTS + i], NULL, run_reader, &readers[i]);
     }
     for (uint32_t i = 0; i < N_CLIENTS; i++) {
-        clients[i] = (struct client){.world = world, .random = i + 1, .uid = geteuid()};
+        clients[i] =
+            (struct client){.world = world, .is_first = i == 0, .random = i + 1, .uid = geteuid()};
         if (world->users && i % 4 > 1)
             clients[i].uid = 1000 + i % 4;
         pthread_create(&threads[i], NULL, run_client, &clients[i]);
@@ -506,9 +547,10 @@ static void report(const struct world *world)
            world->users ? "three users" : "one user, as only root can be others", world->operations,
            world->refusals, world->late, world->slept, world->left,
            metrics_get(world->metrics, M_LOADS));
-    for (uint32_t i = 0; i < N_QUESTIONS; i++) {
-        printf(" %u", world->answers[i].n);
-        assert(world->answers[i].n > 0);
+    for (uint32_t i = 0; i < N_MODELS * N_QUESTIONS; i++) {
+        uint32_t n = world->n_answers[i / N_QUESTIONS][i % N_QUESTIONS];
+        printf(" %u", n);
+        assert(n > 0);
     }
     printf("\n");
     assert(world->left > 0 && world->slept > 0);
@@ -524,14 +566,13 @@ static void run(bool in_order)
     char command[96];
 
     world = (struct world){.dir = "/tmp/hearth-race-XXXXXX",
-                           .lock = PTHREAD_MUTEX_INITIALIZER,
                            .clients_left = N_CLIENTS,
                            .in_order = in_order,
                            .users = geteuid() == 0};
     assert(mkdtemp(world.dir));
     snprintf(world.socket, sizeof(world.socket), "%s/s", world.dir);
-    write_models(&world);
-    config = make_config(&world);
+    pthread_barrier_init(&world.all_asked_alone, NULL, N_CLIENTS);
+    config = make_config(&world, write_models(&world));
     assert(metrics_new(&world.metrics) == 0);
     assert(kernels_choose(NULL, &options.kernels, NULL) == 0);
     options.config = config;
@@ -549,6 +590,7 @@ static void run(bool in_order)
     report(&world);
     metrics_free(world.metrics);
     config_free(config);
+    pthread_barrier_destroy(&world.all_asked_alone);
     snprintf(command, sizeof(command), "rm -rf %s", world.dir);
     assert(system(command) == 0);
 }
