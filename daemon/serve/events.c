@@ -24,7 +24,7 @@ struct events {
     const struct clock *clock;
     uint64_t room_bytes;
     struct event_reader *readers;
-    char *ring[NEWS_EVENTS_KEPT]; /* by number % NEWS_EVENTS_KEPT; NULL: memory was out */
+    char *ring[NEWS_EVENTS_KEPT]; /* by number % NEWS_EVENTS_KEPT; NULL: lost, for want of memory */
     uint64_t n;                   /* numbers given out: the next event's */
     uint64_t busy_told_us;        /* when `busy` was last told; 0: never */
     uint64_t busy_held;           /* refusals since then */
@@ -117,9 +117,18 @@ static uint64_t oldest_kept(const struct events *events)
     return events->n > NEWS_EVENTS_KEPT ? events->n - NEWS_EVENTS_KEPT : 0;
 }
 
-static void tell_lost(struct events *events, struct event_reader *reader)
+/* How many events from the reader's place on are not there. */
+static uint64_t count_lost(const struct events *events, const struct event_reader *reader)
 {
-    uint64_t lost = oldest_kept(events) - reader->at;
+    uint64_t at = MAX(reader->at, oldest_kept(events));
+
+    while (at < events->n && !events->ring[at % NEWS_EVENTS_KEPT])
+        at++;
+    return at - reader->at;
+}
+
+static void tell_lost(struct event_reader *reader, uint64_t lost)
+{
     char line[64];
 
     snprintf(line, sizeof(line), NEWS_LOST_FORMAT, lost);
@@ -133,58 +142,85 @@ static void feed(struct events *events, struct event_reader *reader)
     struct peer *peer = reader->request->peer;
 
     while (reader->at < events->n && peer_unsent(peer) < events->room_bytes / ROOM_PART) {
-        if (reader->at < oldest_kept(events)) {
-            tell_lost(events, reader);
-            continue;
-        }
-        const char *line = events->ring[reader->at++ % NEWS_EVENTS_KEPT];
-        if (line)
-            send_line(reader->request, line, 0);
+        uint64_t lost = count_lost(events, reader);
+        if (lost > 0)
+            tell_lost(reader, lost);
+        else
+            send_line(reader->request, events->ring[reader->at++ % NEWS_EVENTS_KEPT], 0);
     }
     if (reader->at < events->n)
         peer->congested = true;
 }
 
-/* Puts the line that `out` has made (closed here) into the ring. */
-static void add(struct events *events, FILE *out, char **line)
+/* Gives the next event its place in the ring; NULL: it is lost. */
+static void add_line(struct events *events, char *line)
 {
     char **place = &events->ring[events->n % NEWS_EVENTS_KEPT];
 
-    fputc('}', out);
     free(*place);
-    *place = NULL;
-    if (fclose(out) == 0)
-        *place = TAKE_PTR(*line);
-    free(*line);
+    *place = line;
     events->n++;
     for (struct event_reader *r = events->readers; r; r = r->next)
         feed(events, r);
 }
 
-/* Begins an event where somebody reads; NULL else, or when memory is out. */
+/* Ends and closes a line; whether all of it is there. */
+static bool end_line(FILE *out)
+{
+    fputc('}', out);
+    return fclose(out) == 0;
+}
+
+/* Puts the line that `out` has made (closed here) into the ring. */
+static void add(struct events *events, FILE *out, char **line)
+{
+    bool whole = end_line(out);
+
+    add_line(events, whole ? TAKE_PTR(*line) : NULL);
+    free(*line);
+}
+
+/* Begins an event where somebody reads; NULL else, or where it is lost. */
 static FILE *begin(struct events *events, const char *what, char **ret_line, size_t *ret_len)
 {
-    FILE *out = events->readers ? open_memstream(ret_line, ret_len) : NULL;
+    FILE *out;
 
-    if (!out)
+    if (!events->readers)
         return NULL;
+    out = open_memstream(ret_line, ret_len);
+    if (!out) {
+        add_line(events, NULL);
+        return NULL;
+    }
     put_head(out, what);
     put_number(out, "seq", events->n);
     return out;
 }
 
-int events_subscribe(struct events *events, struct request *request, const char *daemon_state)
+/* For a new reader alone: it says that the subscription stands, and since when. NULL: no memory. */
+static char *first_line(const char *daemon_state)
 {
-    struct event_reader *reader = calloc(1, sizeof(*reader));
     char *line = NULL;
     size_t len;
     FILE *out = open_memstream(&line, &len);
 
-    if (!reader || !out) {
+    if (!out)
+        return NULL;
+    put_head(out, "daemon");
+    put_text(out, "state", daemon_state);
+    put_text(out, "version", HEARTH_VERSION);
+    if (!end_line(out))
+        free(TAKE_PTR(line));
+    return line;
+}
+
+int events_subscribe(struct events *events, struct request *request, const char *daemon_state)
+{
+    struct event_reader *reader = calloc(1, sizeof(*reader));
+    _cleanup_free_ char *line = first_line(daemon_state);
+
+    if (!reader || !line) {
         free(reader);
-        if (out)
-            fclose(out);
-        free(line);
         return -ENOMEM;
     }
     reader->request = request;
@@ -194,14 +230,7 @@ int events_subscribe(struct events *events, struct request *request, const char 
         events->readers->previous = reader;
     events->readers = reader;
     request->reader = reader;
-    /* For this one alone: it says that the subscription stands, and since when. */
-    put_head(out, "daemon");
-    put_text(out, "state", daemon_state);
-    put_text(out, "version", HEARTH_VERSION);
-    fputc('}', out);
-    if (fclose(out) == 0)
-        send_line(request, line, 0);
-    free(line);
+    send_line(request, line, 0);
     return 0;
 }
 
@@ -246,19 +275,21 @@ void events_state(struct events *events, const struct model_entry *entry)
 {
     char *line = NULL;
     size_t len;
-    FILE *out = entry->file ? NULL : begin(events, "state", &line, &len);
+    FILE *out;
 
-    /* A user's file is nobody else's news. */
-    if (!out)
-        return;
-    put_text(out, "model", entry->name);
-    put_text(out, "from", model_state_name(entry->was));
-    put_text(out, "state", model_state_name(entry->state));
-    if (entry->state == MODEL_READY) {
-        put_number(out, "bytes", registry_need_bytes(entry));
-        put_number(out, "load_us", entry->load_us);
+    if (entry->file)
+        return; /* a user's own file is nobody else's news */
+    out = begin(events, "state", &line, &len);
+    if (out) {
+        put_text(out, "model", entry->name);
+        put_text(out, "from", model_state_name(entry->was));
+        put_text(out, "state", model_state_name(entry->state));
+        if (entry->state == MODEL_READY) {
+            put_number(out, "bytes", registry_need_bytes(entry));
+            put_number(out, "load_us", entry->load_us);
+        }
+        add(events, out, &line);
     }
-    add(events, out, &line);
     if (entry->state == MODEL_FAILED)
         load_failed(events, entry);
 }

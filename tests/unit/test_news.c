@@ -1,5 +1,6 @@
 /* Events: the ring, its readers, and what stands in a line. */
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +9,7 @@
 #include "daemon/serve/peer.h"
 #include "lib/cleanup.h"
 #include "lib/news.h"
+#include "tests/support/alloc_fail.h"
 
 #define ROOM_BYTES (1u << 16)
 
@@ -267,6 +269,114 @@ Test(news, who_is_more_than_1024_behind_is_told_once_how_many_are_lost)
     cr_assert_eq(lost_after(NEWS_EVENTS_KEPT), 0);
     cr_assert_eq(lost_after(NEWS_EVENTS_KEPT + 1), 1);
     cr_assert_eq(lost_after(3 * NEWS_EVENTS_KEPT + 5), 2 * NEWS_EVENTS_KEPT + 5);
+}
+
+/* Takes what there is: the numbers of events, and of those that are told to be lost. */
+static void count(struct seat *seat, uint64_t *got, uint64_t *lost)
+{
+    uint64_t lost_now;
+    json_t *json;
+
+    while ((json = take(seat, &lost_now))) {
+        *lost += lost_now;
+        *got += lost_now == 0;
+        json_decref(json);
+    }
+}
+
+Test(news, an_event_there_is_no_memory_for_is_told_as_lost)
+{
+    struct events *events = new_events();
+    struct model_entry entry = {.name = "m"}, failed = {.name = "f", .code = CODE_LOAD_FAILED};
+    struct eviction eviction = {&entry, &failed, "least recently used", 9, 5};
+    struct seat early, late;
+    bool fails = true;
+    unsigned n = 0, n_lost = 0;
+
+    sit_down(events, &early);
+    skip(&early, "daemon");
+    sit_down(events, &late);
+    skip(&late, "daemon");
+    /* Their output has its memory; the late one has no room in it, and reads from the ring. */
+    wire_append(&early.peer.out, (uint8_t[ROOM_BYTES]){0}, ROOM_BYTES);
+    wire_append(&late.peer.out, (uint8_t[ROOM_BYTES]){0}, ROOM_BYTES);
+    while (fails) {
+        uint64_t got = 0, lost = 0;
+        early.peer.out.len = early.peer.out_sent = 0;
+        alloc_fail_at(++n);
+        change(events, &entry, MODEL_QUEUED);
+        change(events, &failed, MODEL_FAILED);
+        events_evicted(events, &eviction);
+        events_predicted(events, &entry, false);
+        events_daemon(events, "draining");
+        fails = alloc_fail_done();
+        count(&early, &got, &lost);
+        cr_assert_eq(got + lost, 6, "%u: %lu and %lu lost", n, got, lost);
+        cr_assert_eq(lost, fails);
+        n_lost += fails;
+    }
+    cr_assert_eq(n_lost, 12, "each stream, and each text");
+    for (uint64_t got = 0, lost = 0; got + lost < 6 * n;) {
+        late.peer.out.len = late.peer.out_sent = 0;
+        events_resume(events, &late.request);
+        cr_assert_gt(peer_unsent(&late.peer), 0);
+        count(&late, &got, &lost);
+        cr_assert(got + lost < 6 * n || lost == n_lost);
+    }
+    leave(events, &early);
+    leave(events, &late);
+    events_free(events);
+}
+
+Test(news, those_that_are_lost_in_a_row_are_told_at_once)
+{
+    struct events *events = new_events();
+    struct model_entry entry = {.name = "m"};
+    struct seat seat;
+    uint64_t lost;
+    json_t *json;
+
+    sit_down(events, &seat);
+    skip(&seat, "daemon");
+    wire_append(&seat.peer.out, (uint8_t[ROOM_BYTES]){0}, ROOM_BYTES);
+    /* Five more than are kept; the next five there was no memory for. */
+    for (uint32_t i = 0; i < NEWS_EVENTS_KEPT + 5; i++) {
+        alloc_fail_at(i < 10 ? 1 : 0);
+        change(events, &entry, MODEL_QUEUED);
+        cr_assert_eq(alloc_fail_done(), i < 10);
+    }
+    seat.peer.out.len = seat.peer.out_sent = 0;
+    events_resume(events, &seat.request);
+    json = take(&seat, &lost);
+    cr_assert_eq(lost, 10);
+    json_decref(json);
+    json = must_take(&seat, "state");
+    cr_assert_eq(json_integer_value(json_object_get(json, "seq")), 10);
+    json_decref(json);
+    leave(events, &seat);
+    events_free(events);
+}
+
+Test(news, a_subscription_there_is_no_memory_for_is_refused)
+{
+    struct events *events = new_events();
+    struct seat seat = {.peer = {.wants_flush = wants_flush}, .request = {.key = {.id = 7}}};
+    unsigned n = 0;
+    int r;
+
+    seat.request.peer = &seat.peer;
+    wire_append(&seat.peer.out, (uint8_t[ROOM_BYTES]){0}, ROOM_BYTES); /* its memory is there */
+    seat.peer.out.len = 0;
+    do {
+        alloc_fail_at(++n);
+        r = events_subscribe(events, &seat.request, "running");
+        cr_assert_eq(alloc_fail_done(), r < 0);
+        cr_assert(r == 0 || (r == -ENOMEM && !seat.request.reader));
+    } while (r < 0);
+    cr_assert_eq(n, 4, "a place, a stream and its text");
+    skip(&seat, "daemon");
+    leave(events, &seat);
+    events_free(events);
 }
 
 Test(news, readers_come_and_go_in_any_order)
