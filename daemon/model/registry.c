@@ -123,28 +123,33 @@ bool registry_at_rest(const struct model_entry *entry)
            entry->holds == 0;
 }
 
-static int entry_update(struct registry *registry, struct catalog_item *item)
+/* An entry of that name; what was found of it comes with entry_update(). */
+static int entry_add(struct registry *registry, const struct catalog_item *item)
+{
+    struct model_entry *entry = calloc(1, sizeof(*entry));
+
+    if (!entry)
+        return -ENOMEM;
+    memcpy(entry->name, item->name, sizeof(entry->name));
+    entry->state_since_us = registry_now_us(registry);
+    entry->asker = MODEL_NOBODY;
+    /* Only now: what is set at run time outlives a look. */
+    entry->pinned = item->config && item->config->pinned;
+    entry->keep_alive_us = item->config ? item->config->keep_alive_us : 0;
+    HASH_ADD_STR(registry->entries, name, entry);
+    if (!hash_added(&entry->hh)) {
+        entry_free(entry);
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+static void entry_update(struct registry *registry, struct catalog_item *item)
 {
     struct model_entry *entry = registry_find(registry, item->name);
 
-    if (!entry) {
-        entry = calloc(1, sizeof(*entry));
-        if (!entry)
-            return -ENOMEM;
-        memcpy(entry->name, item->name, sizeof(entry->name));
-        entry->state_since_us = registry_now_us(registry);
-        entry->asker = MODEL_NOBODY;
-        /* Only now: what is set at run time outlives a look. */
-        entry->pinned = item->config && item->config->pinned;
-        entry->keep_alive_us = item->config ? item->config->keep_alive_us : 0;
-        HASH_ADD_STR(registry->entries, name, entry);
-        if (!hash_added(&entry->hh)) {
-            entry_free(entry);
-            return -ENOMEM;
-        }
-    }
-    if (entry->file)
-        return 0; /* a user's file was there before; it comes with a later look */
+    if (!entry || entry->file)
+        return; /* a user's file was there before; the model comes with a later look */
     entry->gone = false;
     entry->config = item->config;
     /* A model that is loaded goes on with the file it came from. */
@@ -153,22 +158,23 @@ static int entry_update(struct registry *registry, struct catalog_item *item)
         entry->path = TAKE_PTR(item->path);
         entry->file_bytes = item->bytes;
     }
-    return 0;
 }
 
-/* Brings the entries up to date with what was found on disk. */
+/* Brings the entries up to date with what was found on disk. -ENOMEM: some that are new are left
+ * out; the rest is done. */
 static int catalog_apply(struct registry *registry, struct catalog *catalog)
 {
     struct model_entry *entry, *next;
     int r = 0;
 
+    for (size_t i = 0; i < catalog->n_items && r == 0; i++)
+        if (!registry_find(registry, catalog->items[i].name))
+            r = entry_add(registry, &catalog->items[i]);
     HASH_ITER (hh, registry->entries, entry, next) {
         entry->gone = entry->gone || !entry->file;
     }
-    for (size_t i = 0; i < catalog->n_items && r == 0; i++)
-        r = entry_update(registry, &catalog->items[i]);
-    if (r < 0)
-        return r;
+    for (size_t i = 0; i < catalog->n_items; i++)
+        entry_update(registry, &catalog->items[i]);
     for (size_t i = 0; i < catalog->n_notes; i++)
         log_warning("%s", catalog->notes[i]);
     HASH_ITER (hh, registry->entries, entry, next) {
@@ -177,7 +183,7 @@ static int catalog_apply(struct registry *registry, struct catalog *catalog)
     }
     HASH_SORT(registry->entries, by_name);
     write_names(registry);
-    return 0;
+    return r;
 }
 
 static void scan_call(struct load_task *task)
@@ -194,8 +200,9 @@ static void scan_done(struct registry *registry, struct load_task *task)
     struct catalog *catalog = task->result;
 
     registry->scan = NULL;
-    if (task->error == 0)
-        catalog_apply(registry, catalog);
+    if (task->error < 0 || catalog_apply(registry, catalog) < 0)
+        log_warning("there was no memory for all that is in the models directories: what is new is "
+                    "known with a later look");
     catalog_free(catalog);
     registry->looks_done++;
     if (registry->looks_done < registry->look_wanted && !registry->shutting_down &&
@@ -506,6 +513,7 @@ void registry_unload(struct registry *registry, struct model_entry *entry)
     case MODEL_READY:
         entry->again = entry->leaving = false;
         entry->deadline_us = registry_now_us(registry) + registry->options.config->drain_timeout_us;
+        registry->drain_due_us = MIN(registry->drain_due_us, entry->deadline_us);
         registry_set_state(registry, entry, MODEL_DRAINING);
         if (entry->in_use == 0)
             registry->options.ops.detach(registry->options.ops.userdata, entry);
@@ -590,6 +598,22 @@ void registry_dispatch(struct registry *registry)
     }
 }
 
+/* Ends a drain that has had its time, and finds the next to come. */
+static void check_drain(struct registry *registry, struct model_entry *entry, uint64_t now)
+{
+    if (entry->in_use == 0)
+        return; /* it is being let go of */
+    if (now >= entry->deadline_us)
+        registry->options.ops.expel(registry->options.ops.userdata, entry);
+    else
+        registry->drain_due_us = MIN(registry->drain_due_us, entry->deadline_us);
+}
+
+uint64_t registry_due_us(const struct registry *registry)
+{
+    return registry->drain_due_us;
+}
+
 void registry_tick(struct registry *registry)
 {
     uint64_t now = registry_now_us(registry);
@@ -597,12 +621,13 @@ void registry_tick(struct registry *registry)
 
     check_scan(registry, now);
     registry_files_tick(registry);
+    registry->drain_due_us = UINT64_MAX;
     HASH_ITER (hh, registry->entries, entry, next) {
         if (entry->task) {
             registry_check_legacy(registry, entry->task, now);
             registry_check_load(registry, entry, now);
-        } else if (entry->state == MODEL_DRAINING && now >= entry->deadline_us && entry->in_use > 0)
-            registry->options.ops.expel(registry->options.ops.userdata, entry);
+        } else if (entry->state == MODEL_DRAINING)
+            check_drain(registry, entry, now);
         else if (entry->state == MODEL_READY && registry_kept_long_enough(registry, entry))
             registry_unload(registry, entry);
         else if (entry->state == MODEL_READY)
@@ -645,6 +670,7 @@ int registry_new(const struct registry_options *options, struct registry **ret_r
     if (!registry)
         return fault_set(ret_fault, -ENOMEM, "no memory for the registry");
     registry->options = *options;
+    registry->drain_due_us = UINT64_MAX;
     registry->loader_options = (struct loader_options){
         .kernels = options->kernels,
         .max_concurrent = options->config->loading.max_concurrent,

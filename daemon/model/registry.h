@@ -155,8 +155,10 @@ struct registry *registry_free(struct registry *registry);
 /* Readable when registry_dispatch() has something to do. */
 int registry_fd(const struct registry *registry);
 void registry_dispatch(struct registry *registry);
-/* Time limits; call at least once a second. */
+/* Time limits; call at least once a second, and when registry_due_us() has come: a model's drain
+ * has had its time then. UINT64_MAX: none drains. */
 void registry_tick(struct registry *registry);
+uint64_t registry_due_us(const struct registry *registry);
 
 /* ---- users' own files (registry_files.c): models `file-N`, each its user's alone ---- */
 

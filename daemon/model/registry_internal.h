@@ -27,10 +27,11 @@ struct registry {
     struct load_task *stuck;     /* loads that were given up and have not returned */
     uint64_t stuck_bytes;        /* that these keep */
     uint64_t scanned_us;
-    struct load_task *scan; /* the look that is under way */
+    struct load_task *scan;           /* the look that is under way */
     uint64_t looks_done, look_wanted; /* numbers of looks: one more is due where this is more */
-    uint64_t turns;         /* given out so far */
-    bool room_wanted;       /* somebody is queued until there is room */
+    uint64_t turns;                   /* given out so far */
+    uint64_t drain_due_us;            /* the earliest end of a drain; UINT64_MAX: none */
+    bool room_wanted;                 /* somebody is queued until there is room */
     bool shutting_down;
     uint64_t n_files;           /* users' files so far */
     uint64_t file_requests;     /* of those that are gone */
@@ -147,10 +148,12 @@ bool registry_is_prediction(const struct model_entry *entry);
 void registry_foresee(struct registry *registry);
 /* Eager models that had to go come back where there is room without asking anybody. */
 void registry_bring_back_eager(struct registry *registry);
-/* A load is over: what it tells. The model leaves, or its load is given up: what it was good for. */
+/* A load is over: what it tells. The model leaves, or its load is given up: what it was good for.
+ */
 void registry_foreseen_loaded(struct registry *registry, const struct model_entry *entry);
 void registry_foreseen_left(struct registry *registry, struct model_entry *entry);
-/* Has the history written, on a loader's thread, where it has changed: once in a while, or `now`. */
+/* Has the history written, on a loader's thread, where it has changed: once in a while, or `now`.
+ */
 void registry_save_history(struct registry *registry, bool now);
 bool registry_is_save(const struct registry *registry, const struct load_task *task);
 void registry_saved(struct registry *registry, struct load_task *task);

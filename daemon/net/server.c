@@ -57,7 +57,7 @@ struct server {
     bool listens; /* listening sockets are waited for */
     enum server_phase phase;
     uint64_t phase_deadline_us;
-    uint64_t connections_due_us, service_due_us, status_due_us, watchdog_due_us;
+    uint64_t connections_due_us, status_due_us, watchdog_due_us;
     uint64_t watchdog_us; /* 0: not asked for */
     uint64_t idle_since_us;
     char *names_path, *history_path;
@@ -217,8 +217,8 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
-/* Does what is due; the time of the next. */
-static uint64_t tick(struct server *server)
+/* Does what is due. */
+static void tick(struct server *server)
 {
     uint64_t now = now_us(server);
 
@@ -226,8 +226,8 @@ static uint64_t tick(struct server *server)
         connections_tick(server->connections);
         server->connections_due_us = now + CONNECTIONS_TICK_US;
     }
-    if (now >= server->service_due_us) {
-        service_tick(server->service, &server->service_due_us);
+    if (now >= service_due_us(server->service)) {
+        service_tick(server->service);
         check_idle(server, now);
     }
     if (now >= server->status_due_us) {
@@ -241,14 +241,20 @@ static uint64_t tick(struct server *server)
             log_error("the engine thread stands still; the watchdog is not fed");
         server->watchdog_due_us = now + server->watchdog_us / 2;
     }
-    now = min_u64(server->connections_due_us, server->service_due_us);
-    now = min_u64(now, server->status_due_us);
-    return server->watchdog_us > 0 ? min_u64(now, server->watchdog_due_us) : now;
 }
 
-static int wait_ms(struct server *server, uint64_t due_us)
+/* When tick() has something to do again. */
+static uint64_t due_us(const struct server *server)
 {
-    uint64_t now = now_us(server), us = due_us > now ? due_us - now : 0;
+    uint64_t due = min_u64(server->connections_due_us, service_due_us(server->service));
+
+    due = min_u64(due, server->status_due_us);
+    return server->watchdog_us > 0 ? min_u64(due, server->watchdog_due_us) : due;
+}
+
+static int wait_ms(const struct server *server)
+{
+    uint64_t now = now_us(server), due = due_us(server), us = due > now ? due - now : 0;
 
     if (server->phase != SERVER_RUNNING)
         us = min_u64(us, 20000); /* the end's phases are looked after more often */
@@ -273,11 +279,11 @@ int server_run(struct server *server)
     sd_notify(0, "READY=1\nSTATUS=running"); /* may wait: nobody is served yet */
     log_info("listening on %s", server->listener.path);
     while (server->phase != SERVER_DONE) {
-        uint64_t due_us = tick(server);
         int n;
+        tick(server);
         send_all(server);
         settle_listeners(server);
-        n = epoll_wait(server->epoll_fd, events, EVENT_BATCH, wait_ms(server, due_us));
+        n = epoll_wait(server->epoll_fd, events, EVENT_BATCH, wait_ms(server));
         if (n < 0 && errno != EINTR) {
             int r = -errno;
             log_error("cannot wait for events: %s", strerror(-r));

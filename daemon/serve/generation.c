@@ -356,5 +356,5 @@ void generation_end(struct service *service, struct request *request)
     service_retire(service, request);
     if (request->model)
         generation_unuse_model(service, request);
-    service_release(request);
+    service_release(service, request);
 }

@@ -60,8 +60,8 @@ struct request {
     /* Reactor's throughout. */
     UT_hash_handle hh; /* among all live requests, by key */
     struct request_key key;
-    struct peer *peer;                           /* NULL once the client is gone */
-    struct request *peer_previous, *peer_next;   /* the client's live requests */
+    struct peer *peer;                         /* NULL once the client is gone */
+    struct request *peer_previous, *peer_next; /* the client's live requests; those that are over */
     struct request *model_previous, *model_next; /* those that wait for the model, or that stand */
     struct request *line_previous, *line_next;   /* the client's whose answers go in order */
     bool in_line;

@@ -118,12 +118,40 @@ void service_retire(struct service *service, struct request *request)
     admission_leave(service->admission, request->account);
 }
 
-void service_release(struct request *request)
+/* Among those that wait for RUNNER_LATE; no client has it in its list any more. */
+static void keep_over(struct service *service, struct request *request)
 {
-    if (request->messages_sent == request->messages_taken + request->late)
-        request_free(request);
+    if (request->over)
+        return;
+    request->over = true;
+    request->peer_previous = NULL;
+    request->peer_next = service->over;
+    if (service->over)
+        service->over->peer_previous = request;
+    service->over = request;
+}
+
+static void leave_over(struct service *service, struct request *request)
+{
+    if (request->peer_previous)
+        request->peer_previous->peer_next = request->peer_next;
     else
-        request->over = true;
+        service->over = request->peer_next;
+    if (request->peer_next)
+        request->peer_next->peer_previous = request->peer_previous;
+}
+
+void service_release(struct service *service, struct request *request)
+{
+    bool known = request->messages_sent != request->messages_taken + request->late;
+
+    if (known) {
+        keep_over(service, request);
+        return;
+    }
+    if (request->over)
+        leave_over(service, request);
+    request_free(request);
 }
 
 void service_remove_request(struct service *service, struct request *request)
@@ -135,7 +163,7 @@ void service_remove_request(struct service *service, struct request *request)
     else if (request->stage == STAGE_ANSWERED)
         metrics_set(service->options.metrics, M_ANSWERS_KEPT, --service->n_kept);
     service_retire(service, request);
-    service_release(request);
+    service_release(service, request);
 }
 
 /* ---- what the registry tells ---- */
@@ -294,11 +322,11 @@ static void on_text(struct service *service, struct request *request, const char
         runner_unpark(service->runner, request);
 }
 
-static void on_late(struct request *request)
+static void on_late(struct service *service, struct request *request)
 {
     request->late++;
     if (request->over)
-        service_release(request);
+        service_release(service, request);
 }
 
 static void on_warmed(struct service *service, struct runner_model *rm)
@@ -341,7 +369,7 @@ static void dispatch_outbox(struct service *service)
             break;
         case RUNNER_ENDED: generation_end(service, event->subject); break;
         case RUNNER_ASLEEP: asleep_begin(service, event->subject); break;
-        case RUNNER_LATE: on_late(event->subject); break;
+        case RUNNER_LATE: on_late(service, event->subject); break;
         case RUNNER_WARMED: on_warmed(service, event->subject); break;
         case RUNNER_REMOVED: on_removed(service, event->subject); break;
         case RUNNER_SHRUNK: registry_shrunk(service->registry); break;
@@ -375,7 +403,7 @@ void service_sources(struct service *service, struct service_source ret_sources[
 
 /* ---- time ---- */
 
-void service_tick(struct service *service, uint64_t *ret_next_us)
+void service_tick(struct service *service)
 {
     uint64_t now = service_now_us(service);
     struct model_waiters *waiters, *next;
@@ -389,7 +417,14 @@ void service_tick(struct service *service, uint64_t *ret_next_us)
         waiting_progress(service, waiters->entry);
     }
     /* Without anybody waiting, once a second is enough for the registry's time limits. */
-    *ret_next_us = MIN(service->next_deadline_us, now + (loading ? TICK_US : 10 * TICK_US));
+    service->tick_due_us = now + (loading ? TICK_US : 10 * TICK_US);
+}
+
+uint64_t service_due_us(const struct service *service)
+{
+    uint64_t due_us = MIN(service->tick_due_us, service->next_deadline_us);
+
+    return MIN(due_us, registry_due_us(service->registry));
 }
 
 void service_reload(struct service *service)
@@ -597,6 +632,10 @@ struct service *service_free(struct service *service)
     service->runner = runner_free(service->runner);
     HASH_ITER (hh, service->requests, request, next) {
         HASH_DEL(service->requests, request);
+        request_free(request);
+    }
+    for (request = service->over; request; request = next) {
+        next = request->peer_next;
         request_free(request);
     }
     service->registry = registry_free(service->registry);

@@ -64,8 +64,9 @@ void service_wake(struct service *service);
  * was written, and sending it may make more due. */
 bool service_settle(struct service *service);
 
-/* Time limits: call when *ret_next_us (of the clock) has come, at least. */
-void service_tick(struct service *service, uint64_t *ret_next_us);
+/* Time limits: call when service_due_us() (of the clock) has come. */
+void service_tick(struct service *service);
+uint64_t service_due_us(const struct service *service);
 /* SIGHUP: look through the directories again. */
 void service_reload(struct service *service);
 /* Whether the engine thread does its work (for the watchdog); call every few seconds. */

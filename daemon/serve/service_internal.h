@@ -26,6 +26,7 @@ struct service {
     struct text_thread *text_thread;
     struct text_budget text_budget;
     struct request *requests; /* all live ones, by (connection, id) */
+    struct request *over;     /* those that are over, until the engine thread knows them no more */
     struct request *standing; /* of them, those that stand (standing.h) */
     uint32_t n_standing;
     uint32_t n_asleep;      /* of them, those that are asleep (asleep.h) */
@@ -36,6 +37,7 @@ struct service {
     struct model_waiters *waiters; /* by entry */
     struct model_waiters unknown;  /* requests for names that a new look may bring */
     uint64_t next_deadline_us;     /* the earliest of those that wait; UINT64_MAX: none */
+    uint64_t tick_due_us;          /* the next look at what has no time of its own */
     uint64_t seed_state;
     uint64_t started_us;
     struct config_memory memory;
@@ -57,7 +59,7 @@ void service_remove_request(struct service *service, struct request *request);
 /* The client's side of it is over: its id is free. What the engine thread still knows stays. */
 void service_retire(struct service *service, struct request *request);
 /* Frees it, now or with the last answer to messages that came too late for it. */
-void service_release(struct request *request);
+void service_release(struct service *service, struct request *request);
 /* Its text or ids count no longer; service_retire() does it. */
 void service_release_input(struct service *service, struct request *request);
 

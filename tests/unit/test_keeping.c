@@ -1,11 +1,13 @@
 /* What keeps a model loaded: use, holds, pins, keep_alive, in virtual time. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "daemon/model/holds.h"
 #include "daemon/model/registry.h"
+#include "lib/cleanup.h"
 #include "tests/support/house.h"
 #include "tests/support/alloc_fail.h"
 
@@ -339,6 +341,47 @@ Test(keeping, a_model_whose_file_is_gone_stays_while_it_is_held)
 }
 
 /* ---- looks, values ---- */
+
+/* A look through the directories; the n-th allocation that its outcome takes here fails. */
+static bool look_without_memory(unsigned n)
+{
+    struct pollfd pollfd = {.fd = registry_fd(house.registry), .events = POLLIN};
+    uint64_t look = registry_look(house.registry);
+    bool failed = false;
+
+    while (registry_looks_done(house.registry) < look) {
+        cr_assert_eq(poll(&pollfd, 1, HOUSE_LIMIT_MS), 1);
+        alloc_fail_at(n);
+        registry_dispatch(house.registry);
+        failed |= alloc_fail_done();
+    }
+    return failed;
+}
+
+Test(keeping, a_look_there_is_no_memory_for_loses_no_model)
+{
+    static const char *const fresh[] = {"d", "e", "f"};
+
+    build_house(NULL, 8);
+    for (size_t i = 0; i < ELEMENTSOF(fresh); i++)
+        house_add_tiny(&house, fresh[i], i);
+    cr_assert(look_without_memory(1));
+    cr_assert_null(registry_find(house.registry, "d"));
+    for (size_t i = 0; i < ELEMENTSOF(fresh); i++) {
+        cr_assert_eq(look_without_memory(2), i + 1 < ELEMENTSOF(fresh));
+        for (size_t j = 0; j < ELEMENTSOF(fresh); j++)
+            cr_assert_eq(registry_find(house.registry, fresh[j]) != NULL, j <= i, "%zu", j);
+        cr_assert(!models.a->gone && !models.b->gone && !models.c->gone);
+    }
+    /* None is in the way of what comes after. */
+    unlink(house_model_path(&house, "c"));
+    load(models.a);
+    cr_assert_not(look_without_memory(1));
+    cr_assert_eq(registry_find(house.registry, "a"), models.a);
+    cr_assert_null(registry_find(house.registry, "c"));
+    load(registry_find(house.registry, "f"));
+    house_leave(&house);
+}
 
 Test(keeping, values_of_run_time_outlive_a_look)
 {
