@@ -42,15 +42,50 @@ static void build_house(struct house *house)
     house->real_time = house->writes_names = true;
 }
 
+/* Opens it, with memory for everything, over one model: its entry, cold. */
+static struct model_entry *open_with_one(struct house *house)
+{
+    house_add_tiny(house, "one", 1);
+    house_open(house, HOUSE_PLENTY);
+    return registry_find(house->registry, "one");
+}
+
+static void warm(struct house *house, struct model_entry *entry)
+{
+    registry_want(house->registry, entry, LOAD_WARM, false);
+    house_until(house, entry, MODEL_READY);
+}
+
+/* A house of two models and memory for one: `a` is ready. */
+static void open_house_for_a(struct house *house, struct model_entry **ret_a,
+                             struct model_entry **ret_b)
+{
+    build_house(house);
+    house_add_tiny(house, "a", 1);
+    house_add_tiny(house, "b", 2);
+    house_open(house, house_room_of(house, "a", 1.5));
+    *ret_a = registry_find(house->registry, "a");
+    *ret_b = registry_find(house->registry, "b");
+    warm(house, *ret_a);
+}
+
+/* Until the n-th look through the directory is over. */
+static void await_look(struct house *house, uint32_t n)
+{
+    for (int ms = 0; ms < HOUSE_LIMIT_MS && house->n_lists < n; ms++) {
+        usleep(1000);
+        registry_dispatch(house->registry);
+    }
+    cr_assert_geq(house->n_lists, n);
+}
+
 Test(registry, a_model_goes_through_its_states)
 {
     struct house house;
     struct model_entry *entry;
 
     build_house(&house);
-    house_add_tiny(&house, "one", 1);
-    house_open(&house, HOUSE_PLENTY);
-    entry = registry_find(house.registry, "one");
+    entry = open_with_one(&house);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
     house_until(&house, entry, MODEL_READY);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 0);
@@ -68,9 +103,7 @@ Test(registry, many_wants_are_one_load)
     struct model_entry *entry;
 
     build_house(&house);
-    house_add_tiny(&house, "one", 1);
-    house_open(&house, HOUSE_PLENTY);
-    entry = registry_find(house.registry, "one");
+    entry = open_with_one(&house);
     for (int i = 0; i < 10; i++)
         cr_assert_eq(registry_want(house.registry, entry, LOAD_PRELOAD, false), 1);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_INTERACTIVE, false), 1);
@@ -86,11 +119,8 @@ Test(registry, a_model_in_use_drains_until_it_is_idle)
     struct model_entry *entry;
 
     build_house(&house);
-    house_add_tiny(&house, "one", 1);
-    house_open(&house, HOUSE_PLENTY);
-    entry = registry_find(house.registry, "one");
-    registry_want(house.registry, entry, LOAD_WARM, false);
-    house_until(&house, entry, MODEL_READY);
+    entry = open_with_one(&house);
+    warm(&house, entry);
     registry_use(house.registry, entry, 1000);
     registry_unload(house.registry, entry);
     cr_assert_eq(entry->state, MODEL_DRAINING);
@@ -107,19 +137,20 @@ Test(registry, a_drain_that_takes_too_long_expels)
     struct model_entry *entry;
 
     build_house(&house);
-    house_add_tiny(&house, "one", 1);
-    house_open(&house, HOUSE_PLENTY);
-    entry = registry_find(house.registry, "one");
-    registry_want(house.registry, entry, LOAD_WARM, false);
-    house_until(&house, entry, MODEL_READY);
+    entry = open_with_one(&house);
+    warm(&house, entry);
     registry_use(house.registry, entry, 1000);
+    cr_assert_eq(registry_due_us(house.registry), UINT64_MAX);
     registry_unload(house.registry, entry);
+    cr_assert_eq(registry_due_us(house.registry), entry->deadline_us);
     registry_tick(house.registry);
+    cr_assert_eq(registry_due_us(house.registry), entry->deadline_us);
     cr_assert_eq(house.n_expelled, 0);
     house.now_us += house.config->drain_timeout_us;
     registry_tick(house.registry);
     registry_tick(house.registry);
     cr_assert_eq(house.n_expelled, 1);
+    cr_assert_eq(registry_due_us(house.registry), UINT64_MAX);
     registry_unuse(house.registry, entry, 1000, 0);
     house_until(&house, entry, MODEL_COLD);
     house_leave(&house);
@@ -131,11 +162,8 @@ Test(registry, one_wanted_while_it_drains_comes_back)
     struct model_entry *entry;
 
     build_house(&house);
-    house_add_tiny(&house, "one", 1);
-    house_open(&house, HOUSE_PLENTY);
-    entry = registry_find(house.registry, "one");
-    registry_want(house.registry, entry, LOAD_WARM, false);
-    house_until(&house, entry, MODEL_READY);
+    entry = open_with_one(&house);
+    warm(&house, entry);
     house.holds_on = true;
     registry_unload(house.registry, entry);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_INTERACTIVE, false), 1);
@@ -153,9 +181,7 @@ Test(registry, one_that_comes_back_does_so_for_the_most_urgent_who_asked)
     struct model_entry *entry;
 
     build_house(&house);
-    house_add_tiny(&house, "one", 1);
-    house_open(&house, HOUSE_PLENTY);
-    entry = registry_find(house.registry, "one");
+    entry = open_with_one(&house);
     registry_want_for(house.registry, entry, LOAD_PRELOAD, 1001, false);
     house_until(&house, entry, MODEL_READY);
     house.holds_on = true;
@@ -180,10 +206,8 @@ Test(registry, one_wanted_after_its_load_was_cancelled_is_loaded_again)
     struct model_entry *entry;
 
     build_house(&house);
-    house_add_tiny(&house, "one", 1);
     hold_loads(&house);
-    house_open(&house, HOUSE_PLENTY);
-    entry = registry_find(house.registry, "one");
+    entry = open_with_one(&house);
     cr_assert_eq(registry_want(house.registry, entry, LOAD_WARM, false), 1);
     house_until(&house, entry, MODEL_LOADING);
     registry_unload(house.registry, entry);
@@ -199,10 +223,8 @@ Test(registry, a_cancelled_load_ends_cold)
     struct model_entry *entry;
 
     build_house(&house);
-    house_add_tiny(&house, "one", 1);
     hold_loads(&house);
-    house_open(&house, HOUSE_PLENTY);
-    entry = registry_find(house.registry, "one");
+    entry = open_with_one(&house);
     registry_want(house.registry, entry, LOAD_WARM, false);
     house_until(&house, entry, MODEL_LOADING);
     registry_unload(house.registry, entry);
@@ -238,10 +260,8 @@ Test(registry, a_load_without_progress_is_given_up_and_may_be_tried_again)
     struct model_entry *entry;
 
     build_house(&house);
-    house_add_tiny(&house, "one", 1);
     hold_loads(&house);
-    house_open(&house, HOUSE_PLENTY);
-    entry = registry_find(house.registry, "one");
+    entry = open_with_one(&house);
     registry_want(house.registry, entry, LOAD_WARM, false);
     house_until(&house, entry, MODEL_LOADING);
     usleep(20000); /* what is read before the first tensor counts as progress */
@@ -269,9 +289,7 @@ Test(registry, one_unloaded_while_it_warms_leaves_unless_somebody_wants_it)
         struct model_entry *entry;
 
         build_house(&house);
-        house_add_tiny(&house, "one", 1);
-        house_open(&house, HOUSE_PLENTY);
-        entry = registry_find(house.registry, "one");
+        entry = open_with_one(&house);
         registry_want(house.registry, entry, LOAD_WARM, false);
         for (int ms = 0; ms < HOUSE_LIMIT_MS && entry->state != MODEL_WARMING; ms++) {
             usleep(1000);
@@ -302,8 +320,7 @@ Test(registry, shutting_down_ends_every_state)
     house_open(&house, HOUSE_PLENTY);
     ready = registry_find(house.registry, "one");
     loading = registry_find(house.registry, "two");
-    registry_want(house.registry, ready, LOAD_WARM, false);
-    house_until(&house, ready, MODEL_READY);
+    warm(&house, ready);
     packing_gate.is_open = false; /* nobody is at it */
     registry_want(house.registry, loading, LOAD_WARM, false);
     house_until(&house, loading, MODEL_LOADING);
@@ -369,10 +386,8 @@ Test(registry, the_least_recently_used_makes_room)
     a = registry_find(house.registry, "a");
     b = registry_find(house.registry, "b");
     c = registry_find(house.registry, "c");
-    registry_want(house.registry, a, LOAD_WARM, false);
-    house_until(&house, a, MODEL_READY);
-    registry_want(house.registry, b, LOAD_WARM, false);
-    house_until(&house, b, MODEL_READY);
+    warm(&house, a);
+    warm(&house, b);
     house.now_us += 10;                 /* all of this may happen within a microsecond */
     registry_use(house.registry, a, 1); /* a is the newer one now */
     registry_unuse(house.registry, a, 1, 0);
@@ -388,14 +403,7 @@ Test(registry, a_busy_model_is_waited_for_but_not_for_ever)
     struct house house;
     struct model_entry *a, *b;
 
-    build_house(&house);
-    house_add_tiny(&house, "a", 1);
-    house_add_tiny(&house, "b", 2);
-    house_open(&house, house_room_of(&house, "a", 1.5));
-    a = registry_find(house.registry, "a");
-    b = registry_find(house.registry, "b");
-    registry_want(house.registry, a, LOAD_WARM, false);
-    house_until(&house, a, MODEL_READY);
+    open_house_for_a(&house, &a, &b);
     registry_use(house.registry, a, 1);
     cr_assert_eq(registry_want(house.registry, b, LOAD_INTERACTIVE, false), 1);
     registry_tick(house.registry);
@@ -415,14 +423,7 @@ Test(registry, a_model_that_comes_back_goes_behind_those_that_wait)
     struct house house;
     struct model_entry *a, *b;
 
-    build_house(&house);
-    house_add_tiny(&house, "a", 1);
-    house_add_tiny(&house, "b", 2);
-    house_open(&house, house_room_of(&house, "a", 1.5));
-    a = registry_find(house.registry, "a");
-    b = registry_find(house.registry, "b");
-    registry_want(house.registry, a, LOAD_WARM, false);
-    house_until(&house, a, MODEL_READY);
+    open_house_for_a(&house, &a, &b);
     registry_want(house.registry, b, LOAD_INTERACTIVE, false);
     cr_assert_eq(a->state, MODEL_DRAINING);
     cr_assert_eq(registry_want(house.registry, a, LOAD_INTERACTIVE, false), 1);
@@ -552,18 +553,12 @@ Test(registry, the_list_follows_the_directory)
     house_add_tiny(&house, "two", 2);
     cr_assert_not(registry_rescan(house.registry, false), "too soon after the first look");
     cr_assert(registry_rescan(house.registry, true));
-    for (int ms = 0; ms < HOUSE_LIMIT_MS && house.n_lists == 0; ms++) {
-        usleep(1000);
-        registry_dispatch(house.registry);
-    }
+    await_look(&house, 1);
     cr_assert_not_null(registry_find(house.registry, "two"));
     unlink(house_model_path(&house, "one"));
     house.now_us += 2000000;
     cr_assert(registry_rescan(house.registry, false));
-    for (int ms = 0; ms < HOUSE_LIMIT_MS && house.n_lists == 1; ms++) {
-        usleep(1000);
-        registry_dispatch(house.registry);
-    }
+    await_look(&house, 2);
     cr_assert_null(registry_find(house.registry, "one"));
     file = fopen(house.names_path, "r");
     cr_assert_not_null(file);
@@ -583,8 +578,7 @@ Test(registry, a_model_is_unloaded_after_its_keep_alive)
     house_configure(&house, "models: {one: {keep_alive: 30s}}\n");
     house_open(&house, HOUSE_PLENTY);
     entry = registry_find(house.registry, "one");
-    registry_want(house.registry, entry, LOAD_WARM, false);
-    house_until(&house, entry, MODEL_READY);
+    warm(&house, entry);
     registry_tick(house.registry);
     cr_assert_eq(entry->state, MODEL_READY);
     house.now_us += 31000000;
@@ -710,11 +704,9 @@ Test(registry, a_need_is_not_evicted_while_it_is_waited_for)
     top = registry_find(house.registry, "top");
     base = registry_find(house.registry, "base");
     other = registry_find(house.registry, "other");
-    registry_want(house.registry, base, LOAD_WARM, false);
-    house_until(&house, base, MODEL_READY);
+    warm(&house, base);
     house.now_us += 10;
-    registry_want(house.registry, other, LOAD_WARM, false);
-    house_until(&house, other, MODEL_READY);
+    warm(&house, other);
     registry_want(house.registry, top, LOAD_INTERACTIVE, false);
     house_until(&house, top, MODEL_READY);
     cr_assert_eq(base->state, MODEL_READY, "though it is the one used longest ago");
@@ -740,10 +732,7 @@ Test(registry, a_need_that_nobody_knows_is_an_error_of_the_configuration)
               fault.text);
     /* One that goes while the daemon runs fails the load alone. */
     registry_rescan(house.registry, true);
-    for (int ms = 0; ms < HOUSE_LIMIT_MS && house.n_lists == 0; ms++) {
-        usleep(1000);
-        registry_dispatch(house.registry);
-    }
+    await_look(&house, 1);
     top = registry_find(house.registry, "top");
     cr_assert_eq(registry_want(house.registry, top, LOAD_WARM, false), -EIO);
     cr_assert(strstr(top->error, "top needs base"), "%s", top->error);
@@ -758,10 +747,8 @@ Test(registry, a_load_without_progress_fails_after_its_timeout_and_may_be_tried_
     struct model_entry *entry;
 
     build_house(&house);
-    house_add_tiny(&house, "one", 1);
     hold_loads(&house);
-    house_open(&house, HOUSE_PLENTY);
-    entry = registry_find(house.registry, "one");
+    entry = open_with_one(&house);
     registry_want(house.registry, entry, LOAD_INTERACTIVE, false);
     house_until(&house, entry, MODEL_LOADING);
     while (atomic_load(&entry->task->progress.total_bytes) == 0)
@@ -786,10 +773,8 @@ Test(registry, a_cancelled_load_that_hangs_is_given_up_soon)
     struct model_entry *entry;
 
     build_house(&house);
-    house_add_tiny(&house, "one", 1);
     hold_loads(&house);
-    house_open(&house, HOUSE_PLENTY);
-    entry = registry_find(house.registry, "one");
+    entry = open_with_one(&house);
     registry_want(house.registry, entry, LOAD_WARM, false);
     house_until(&house, entry, MODEL_LOADING);
     while (atomic_load(&entry->task->progress.total_bytes) == 0)
@@ -818,9 +803,7 @@ Test(registry, a_preload_that_becomes_urgent_in_its_beginning_is_one_load_all_th
     struct model_entry *entry;
 
     build_house(&house);
-    house_add_tiny(&house, "one", 1);
-    house_open(&house, HOUSE_PLENTY);
-    entry = registry_find(house.registry, "one");
+    entry = open_with_one(&house);
     for (int i = 0; i < 20; i++) {
         house.states[0] = 0;
         registry_want(house.registry, entry, LOAD_PREDICTED, false);
@@ -888,11 +871,8 @@ static struct model_entry *fill_house(struct house *house)
 {
     struct model_entry *entry;
 
-    house_add_tiny(house, "one", 1);
-    house_open(house, HOUSE_PLENTY);
-    entry = registry_find(house->registry, "one");
-    registry_want(house->registry, entry, LOAD_WARM, false);
-    house_until(house, entry, MODEL_READY);
+    entry = open_with_one(house);
+    warm(house, entry);
     registry_use(house->registry, entry, 1000);
     entry->reserved_bytes = HOUSE_PLENTY; /* all there is */
     return entry;

@@ -1209,6 +1209,19 @@ static void expect_cancelled(struct hearth_pool *pool, const struct canceller *c
     cr_assert_eq(stats_of(pool).timeouts, 0);
 }
 
+/* On a thread of its own, until cancel_call(). */
+static void begin_call(struct canceller *canceller)
+{
+    pthread_create(&canceller->thread, NULL, complete_until_cancelled, canceller);
+}
+
+static void cancel_call(struct canceller *canceller)
+{
+    cr_assert_eq(hearth_pool_cancel(canceller->pool, canceller), 1);
+    pthread_join(canceller->thread, NULL);
+    expect_cancelled(canceller->pool, canceller);
+}
+
 Test(pool, a_callback_can_cancel_its_own_call_and_the_connection_stays)
 {
     struct fake fake;
@@ -1234,13 +1247,11 @@ Test(pool, another_thread_can_cancel_a_call_that_waits_for_the_daemon)
     fake_start(&fake, serve_piece);
     struct hearth_pool *pool = must_open(&fake, 0, 1, 0);
     struct canceller canceller = {.pool = pool};
-    pthread_create(&canceller.thread, NULL, complete_until_cancelled, &canceller);
+    begin_call(&canceller);
     while (atomic_load(&fake.note) == 0)
         usleep(500);
     cr_assert_eq(hearth_pool_cancel(pool, NULL), 0, "somebody else's");
-    cr_assert_eq(hearth_pool_cancel(pool, &canceller), 1);
-    pthread_join(canceller.thread, NULL);
-    expect_cancelled(pool, &canceller);
+    cancel_call(&canceller);
     struct hearth_pool_stats stats = stats_of(pool);
     cr_assert(stats.open == 0 && stats.closed_broken == 1 && stats.failovers == 0);
     hearth_pool_free(pool);
@@ -1254,12 +1265,10 @@ Test(pool, a_call_that_waits_in_line_can_be_cancelled)
     struct hearth_pool *pool = must_open(&fake, 0, 1, 0);
     struct hearth *h = must_acquire(pool);
     struct canceller canceller = {.pool = pool};
-    pthread_create(&canceller.thread, NULL, complete_until_cancelled, &canceller);
+    begin_call(&canceller);
     while (stats_of(pool).waits == 0)
         usleep(500);
-    cr_assert_eq(hearth_pool_cancel(pool, &canceller), 1);
-    pthread_join(canceller.thread, NULL);
-    expect_cancelled(pool, &canceller);
+    cancel_call(&canceller);
     hearth_pool_release(pool, h);
     cr_assert_eq(must_acquire(pool), h, "its place in line is gone");
     hearth_pool_release(pool, h);
@@ -1276,12 +1285,10 @@ Test(pool, a_call_that_looks_for_a_missing_daemon_can_be_cancelled)
     cr_assert_eq(tell_again(pool), 0);
     fake_stop(&fake);
     struct canceller canceller = {.pool = pool};
-    pthread_create(&canceller.thread, NULL, complete_until_cancelled, &canceller);
+    begin_call(&canceller);
     while (stats_of(pool).failed < 8) /* it pauses for longer and longer */
         usleep(500);
-    cr_assert_eq(hearth_pool_cancel(pool, &canceller), 1);
-    pthread_join(canceller.thread, NULL);
-    expect_cancelled(pool, &canceller);
+    cancel_call(&canceller);
     cr_assert_eq(canceller.replies, 0);
     hearth_pool_free(pool);
 }
