@@ -27,7 +27,7 @@ def check(t, promtool, text):
 
 @test
 def promtool_finds_nothing_to_complain_of(t):
-    promtool = t.need_program("promtool", "prometheus")
+    promtool = t.need_program("promtool", "packaging/packages exporters")
     d, m = busy_mount(t)
     text = m.read("metrics/hearth.prom")
     expect("hearth_up 1" in text and "_bucket{" in text, "there is little to check")
@@ -39,7 +39,7 @@ def promtool_finds_nothing_to_complain_of(t):
 
 @test
 def node_exporter_reads_the_mount(t):
-    exporter = t.need_program("prometheus-node-exporter", "prometheus-node-exporter")
+    exporter = t.need_program("prometheus-node-exporter", "packaging/packages exporters")
     d, m = busy_mount(t)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -139,10 +139,11 @@ class Bench:
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
             raise Skip("/dev/fuse is missing or may not be opened")
 
-    def need_program(self, name, package=None):
+    def need_program(self, name, remedy=None):
+        """A program's path; without it the test is skipped, and the reason names the remedy."""
         path = shutil.which(name)
         if not path:
-            raise Skip(f"{name} is not installed" + (f" (Debian: {package})" if package else ""))
+            raise Skip(f"{name} is not installed" + (f"; '{remedy}' installs it" if remedy else ""))
         return path
 
     def run(self, *args, code=0, err=None, input=None, limit_s=PROGRAM_LIMIT_S, env=None):
